@@ -1,0 +1,21 @@
+//! Owns everything about images: names, the content store, pull, import, export, build and the CRI image service.
+//! Must not know containers, sandboxes or the kubelet: it only hands out [`rootfs::ImageRootfs`].
+//!
+//! Map: [`store`] keeps what is there; [`unpack`] turns a layer tar into an overlay directory and [`diff`] does the
+//! reverse; [`pull`] and [`import`] bring images in; [`build`] makes them from a Dockerfile; [`rootfs`] is what
+//! container creation uses; [`cri`] is the gRPC face and [`cmd`] the face for `skiff image ...`.
+
+pub mod config;
+pub mod digest;
+pub mod error;
+pub mod reference;
+pub mod rootfs;
+pub mod store;
+
+pub use error::ImageError;
+pub use reference::Reference;
+pub use rootfs::{ImageRootfs, OverlayOptions, ResolvedUser};
+pub use store::{ImageRecord, ImageStore};
+
+/// Result of everything in this module.
+pub type Result<T, E = ImageError> = std::result::Result<T, E>;

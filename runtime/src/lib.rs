@@ -1,0 +1,3 @@
+//! runtime
+
+pub mod images;
