@@ -6,11 +6,14 @@
 //! container creation uses; [`cri`] is the gRPC face and [`cmd`] the face for `skiff image ...`.
 
 pub mod config;
+pub mod diff;
 pub mod digest;
 pub mod error;
+pub mod lower;
 pub mod reference;
 pub mod rootfs;
 pub mod store;
+pub mod unpack;
 
 pub use error::ImageError;
 pub use reference::Reference;
