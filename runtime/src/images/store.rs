@@ -693,6 +693,8 @@ impl Ingest {
                 if i.repo_tags.is_empty() && i.repo_digests.is_empty() {
                     garbage = true;
                 } else {
+                    // Known only by digest from here on: nobody's any more, so the kubelet may collect it.
+                    i.pinned &= !i.repo_tags.is_empty();
                     images.push(Arc::new(i));
                 }
             }
@@ -717,6 +719,13 @@ impl Drop for Ingest {
             tracing::warn!(path = %self.dir.display(), error = %e, "work directory not removed; it goes at the next start");
         }
     }
+}
+
+/// Seconds since the epoch, for records.
+pub fn now() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs() as i64)
 }
 
 /// Parse a config blob with an error that names it.

@@ -299,19 +299,18 @@ impl Unpacker {
 
     fn meta<R: Read>(&self, entry: &mut tar::Entry<'_, R>, path: &[u8]) -> Result<Meta> {
         let h = entry.header();
-        let id = |n: io::Result<u64>, what: &str| {
-            n.ok()
+        let old = h.as_old();
+        let id = |n: io::Result<u64>, raw: &[u8], what: &str| {
+            n.or_else(|e| if blank(raw) { Ok(0) } else { Err(e) })
+                .ok()
                 .and_then(|n| u32::try_from(n).ok())
                 .filter(|n| *n != u32::MAX)
                 .ok_or_else(|| self.error(path, format!("the {what} is not a valid number")))
         };
         let mut meta = Meta {
-            mode: h
-                .mode()
-                .map_err(|_| self.error(path, "the mode is not a number"))?
-                & 0o7777,
-            uid: id(h.uid(), "owner")?,
-            gid: id(h.gid(), "group")?,
+            mode: id(h.mode().map(u64::from), &old.mode, "mode")? & 0o7777,
+            uid: id(h.uid(), &old.uid, "owner")?,
+            gid: id(h.gid(), &old.gid, "group")?,
             mtime: Timespec {
                 tv_sec: h.mtime().unwrap_or(0).min(i64::MAX as u64) as i64,
                 tv_nsec: 0,
@@ -744,6 +743,11 @@ impl Unpacker {
         }
         Ok(())
     }
+}
+
+/// Go's tar reader takes an empty number for 0, and so do the images made with it.
+fn blank(field: &[u8]) -> bool {
+    field.iter().all(|b| matches!(b, 0 | b' '))
 }
 
 fn times(mtime: Timespec) -> Timestamps {
