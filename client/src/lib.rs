@@ -3,6 +3,7 @@
 
 pub mod cache;
 pub mod factory;
+pub mod labels;
 pub mod queue;
 pub mod recorder;
 

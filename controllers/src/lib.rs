@@ -1,1 +1,34 @@
-//! controllers
+//! The controllers, one file each, named as upstream's (pkg/controller). Each has a pure `reconcile` from what is
+//! observed to a list of [`action::Action`]s, and a thin part that gathers what it observes. [`shell`] owns queues and
+//! the API. Controllers never see the store and meet only through the API.
+
+pub mod action;
+
+pub mod deployment;
+pub mod model;
+pub mod replicaset;
+pub mod shell;
+
+use shell::Shell;
+use skiff_client::Informers;
+use tokio_util::sync::CancellationToken;
+
+/// Settings of all controllers.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Addresses of pods, e.g. `10.42.0.0/16`; each node gets a /24 of it.
+    pub cluster_cidr: String,
+    /// The cluster's CA, PEM, published as ConfigMap kube-root-ca.crt into every namespace.
+    pub root_ca_pem: String,
+    /// Keys worked on at once by each controller.
+    pub workers: usize,
+}
+
+/// Runs every controller until the token ends them.
+pub async fn run(informers: Informers, config: Config, stop: CancellationToken) {
+    let shell = Shell::new(informers, config, stop.clone());
+    replicaset::start(&shell);
+    deployment::start(&shell);
+
+    stop.cancelled().await;
+}

@@ -1,0 +1,341 @@
+//! `skiff check`: what this machine lacks, with the exact mend. Owns the questions; changes nothing on the machine.
+
+use std::path::Path;
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at.
+    pub what: String,
+    /// How it stands.
+    pub state: State,
+}
+
+/// How a thing stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// As it should be; the text says what was found.
+    Good(String),
+    /// Skiff works, with less; the text says with what less and how to mend it.
+    Less(String),
+    /// Skiff cannot run; the text says how to mend it.
+    Missing(String),
+}
+
+fn finding(what: &str, state: State) -> Finding {
+    Finding {
+        what: what.into(),
+        state,
+    }
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Looks at the machine.
+pub fn look(data_dir: &Path) -> Vec<Finding> {
+    let mut out = vec![root(rustix::process::geteuid().is_root())];
+    out.push(kernel(&read("/proc/sys/kernel/osrelease")));
+    out.extend(namespaces(|name| {
+        Path::new("/proc/self/ns").join(name).exists()
+    }));
+    out.push(filesystem(
+        "overlay",
+        &read("/proc/filesystems"),
+        module("overlay"),
+    ));
+    out.push(cgroups(
+        &read("/proc/self/mountinfo"),
+        &read("/sys/fs/cgroup/cgroup.controllers"),
+    ));
+    out.push(seccomp(&read("/proc/self/status")));
+    out.push(nftables(
+        &read("/proc/net/netfilter/nf_log"),
+        module("nf_tables"),
+        &read("/proc/modules"),
+    ));
+    for (name, what) in [
+        ("veth", "pairs of interfaces for pods"),
+        ("bridge", "the bridge that pods are on"),
+    ] {
+        out.push(driver(name, what, module(name)));
+    }
+    out.push(forwarding(&read("/proc/sys/net/ipv4/ip_forward")));
+    out.push(capabilities(&read("/proc/self/status")));
+    out.push(space(data_dir));
+    out
+}
+
+/// Loaded, built in or loadable.
+fn module(name: &str) -> Option<bool> {
+    if Path::new("/sys/module").join(name).exists() {
+        return Some(true);
+    }
+    let release = read("/proc/sys/kernel/osrelease");
+    let dir = Path::new("/lib/modules").join(release.trim());
+    let listed = |file: &str| {
+        std::fs::read_to_string(dir.join(file))
+            .ok()
+            .map(|t| t.contains(&format!("/{name}.ko")))
+    };
+    match (listed("modules.builtin"), listed("modules.dep")) {
+        (None, None) => None,
+        (a, b) => Some(a.unwrap_or(false) || b.unwrap_or(false)),
+    }
+}
+
+fn root(is_root: bool) -> Finding {
+    finding(
+        "root",
+        if is_root {
+            State::Good("yes".into())
+        } else {
+            State::Missing("containers need root: run it again with sudo".into())
+        },
+    )
+}
+
+fn kernel(release: &str) -> Finding {
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|n| n.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let text = release.trim().to_string();
+    finding(
+        "kernel",
+        if version >= (5, 10) {
+            State::Good(text)
+        } else {
+            State::Missing(format!("{text} is too old: 5.10 or newer is needed"))
+        },
+    )
+}
+
+fn namespaces(has: impl Fn(&str) -> bool) -> Vec<Finding> {
+    ["mnt", "pid", "net", "ipc", "uts", "cgroup"]
+        .into_iter()
+        .filter(|n| !has(n))
+        .map(|n| {
+            finding(
+                &format!("{n} namespaces"),
+                State::Missing(
+                    "the kernel was built without them: use a distribution's kernel".into(),
+                ),
+            )
+        })
+        .collect()
+}
+
+fn filesystem(name: &str, filesystems: &str, module: Option<bool>) -> Finding {
+    let there = filesystems
+        .lines()
+        .any(|l| l.split_whitespace().last() == Some(name));
+    finding(
+        &format!("{name} file system"),
+        if there || module == Some(true) {
+            State::Good("yes".into())
+        } else {
+            State::Missing(format!("run: modprobe {name}"))
+        },
+    )
+}
+
+fn cgroups(mountinfo: &str, controllers: &str) -> Finding {
+    let wanted = ["cpu", "cpuset", "memory", "pids"];
+    let v1: Vec<&str> = wanted
+        .into_iter()
+        .filter(|c| {
+            mountinfo.lines().any(|l| {
+                let Some((_, after)) = l.split_once(" - ") else {
+                    return false;
+                };
+                after.starts_with("cgroup ") && after.split([' ', ',']).any(|o| o == *c)
+            })
+        })
+        .collect();
+    let state = if !controllers.trim().is_empty() {
+        let lacking: Vec<&str> = wanted
+            .into_iter()
+            .filter(|c| !controllers.split_whitespace().any(|h| h == *c))
+            .collect();
+        if lacking.is_empty() {
+            State::Good("v2".into())
+        } else {
+            State::Less(format!(
+                "v2 without {}: limits of these are not kept; boot with cgroup_enable={}",
+                lacking.join(", "),
+                lacking.join(" cgroup_enable=")
+            ))
+        }
+    } else if v1.len() == wanted.len() {
+        State::Good("v1".into())
+    } else if v1.is_empty() {
+        State::Missing("no controllers are mounted: mount -t cgroup2 none /sys/fs/cgroup".into())
+    } else {
+        let lacking: Vec<&str> = wanted.into_iter().filter(|c| !v1.contains(c)).collect();
+        State::Less(format!(
+            "v1 without {}: limits of these are not kept",
+            lacking.join(", ")
+        ))
+    };
+    finding("cgroups", state)
+}
+
+fn seccomp(status: &str) -> Finding {
+    finding(
+        "seccomp",
+        if status
+            .lines()
+            .any(|l| l.starts_with("Seccomp_filters:") || l.starts_with("Seccomp:"))
+        {
+            State::Good("yes".into())
+        } else {
+            State::Less("the kernel has no seccomp filters: containers run without them".into())
+        },
+    )
+}
+
+fn nftables(nf_log: &str, module: Option<bool>, modules: &str) -> Finding {
+    finding(
+        "nftables",
+        if !nf_log.is_empty() || module == Some(true) || modules.contains("nf_tables ") {
+            State::Good("yes".into())
+        } else {
+            State::Missing("Services need it; run: modprobe nf_tables".into())
+        },
+    )
+}
+
+fn driver(name: &str, what: &str, module: Option<bool>) -> Finding {
+    finding(
+        &format!("{name} ({what})"),
+        match module {
+            Some(true) => State::Good("yes".into()),
+            Some(false) => State::Missing(format!("run: modprobe {name}")),
+            None => State::Good(
+                "not to be seen from here; built into most kernels without modules".into(),
+            ),
+        },
+    )
+}
+
+fn forwarding(value: &str) -> Finding {
+    finding(
+        "IPv4 forwarding",
+        match value.trim() {
+            "1" => State::Good("on".into()),
+            "0" => State::Good("off; the server turns it on".into()),
+            _ => State::Missing("/proc/sys/net/ipv4/ip_forward cannot be read: mount /proc".into()),
+        },
+    )
+}
+
+fn capabilities(status: &str) -> Finding {
+    let bits = status
+        .lines()
+        .find_map(|l| l.strip_prefix("CapEff:"))
+        .and_then(|v| u64::from_str_radix(v.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |bit: u32| bits & (1 << bit) != 0;
+    let state = if !has(21) || !has(12) {
+        State::Missing("CAP_SYS_ADMIN and CAP_NET_ADMIN are needed: run it as full root, in a privileged container".into())
+    } else if !has(24) {
+        State::Less(
+            "without CAP_SYS_RESOURCE hard limits are not raised and oom_score_adj is not lowered: grant it".into(),
+        )
+    } else {
+        State::Good("all".into())
+    };
+    finding("capabilities", state)
+}
+
+fn space(dir: &Path) -> Finding {
+    let mut at = dir;
+    while !at.exists() {
+        match at.parent() {
+            Some(p) => at = p,
+            None => break,
+        }
+    }
+    let what = format!("space in {}", dir.display());
+    let Ok(s) = rustix::fs::statvfs(at) else {
+        return finding(
+            &what,
+            State::Missing(format!("{} cannot be read: mend its rights", at.display())),
+        );
+    };
+    let free = s.f_bavail.saturating_mul(s.f_frsize) / (1 << 20);
+    finding(
+        &what,
+        if free < 512 {
+            State::Missing(format!("{free} MiB free: 512 MiB or more are needed"))
+        } else {
+            State::Good(format!("{free} MiB free"))
+        },
+    )
+}
+
+/// The findings as lines, and whether Skiff can run.
+pub fn report(findings: &[Finding]) -> (String, bool) {
+    let mut text = String::new();
+    let mut able = true;
+    for f in findings {
+        let (mark, note) = match &f.state {
+            State::Good(t) => ("ok  ", t),
+            State::Less(t) => ("less", t),
+            State::Missing(t) => {
+                able = false;
+                ("NO  ", t)
+            }
+        };
+        text.push_str(&format!("{mark}  {}: {note}\n", f.what));
+    }
+    (text, able)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroups_are_told_apart() {
+        let v1 = "1 2 0:3 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n1 2 0:4 / /c rw - cgroup cgroup rw,memory\n\
+                  1 2 0:4 / /c rw - cgroup cgroup rw,cpuset\n1 2 0:4 / /c rw - cgroup cgroup rw,pids\n";
+        assert_eq!(cgroups(v1, "").state, State::Good("v1".into()));
+        assert_eq!(
+            cgroups("", "cpuset cpu io memory pids\n").state,
+            State::Good("v2".into())
+        );
+        assert!(
+            matches!(cgroups("", "cpu cpuset pids").state, State::Less(t) if t.contains("cgroup_enable=memory"))
+        );
+        assert!(matches!(cgroups("", "").state, State::Missing(_)));
+    }
+
+    #[test]
+    fn old_kernels_and_missing_rights_are_named() {
+        assert!(matches!(kernel("5.4.0-1").state, State::Missing(_)));
+        assert!(matches!(kernel("6.1.0-9-amd64").state, State::Good(_)));
+        assert!(matches!(root(false).state, State::Missing(_)));
+        assert!(matches!(
+            capabilities("CapEff:\t0000000000000000").state,
+            State::Missing(_)
+        ));
+        assert!(matches!(
+            capabilities("CapEff:\t000001fffeffffff").state,
+            State::Less(_)
+        ));
+        assert!(matches!(
+            capabilities("CapEff:\t000001ffffffffff").state,
+            State::Good(_)
+        ));
+    }
+
+    #[test]
+    fn one_missing_thing_is_enough_to_say_no() {
+        let (text, able) = report(&[root(true), root(false)]);
+        assert!(!able);
+        assert!(text.contains("NO    root"));
+    }
+}
