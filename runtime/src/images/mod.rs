@@ -6,6 +6,7 @@
 //! container creation uses; [`cri`] is the gRPC face and [`cmd`] the face for `skiff image ...`.
 
 pub mod config;
+pub mod cri;
 pub mod diff;
 pub mod digest;
 pub mod error;
@@ -13,7 +14,9 @@ pub mod export;
 pub mod import;
 pub mod layer;
 pub mod lower;
+pub mod pull;
 pub mod reference;
+pub mod registries;
 pub mod rootfs;
 pub mod store;
 pub mod unpack;
