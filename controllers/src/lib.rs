@@ -5,6 +5,8 @@
 pub mod action;
 
 pub mod deployment;
+pub mod endpoint;
+pub mod endpointslice;
 pub mod model;
 pub mod replicaset;
 pub mod shell;
@@ -29,6 +31,8 @@ pub async fn run(informers: Informers, config: Config, stop: CancellationToken) 
     let shell = Shell::new(informers, config, stop.clone());
     replicaset::start(&shell);
     deployment::start(&shell);
+    endpoint::start(&shell);
+    endpointslice::start(&shell);
 
     stop.cancelled().await;
 }
