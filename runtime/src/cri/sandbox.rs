@@ -1,0 +1,300 @@
+//! Owns the life of a sandbox: directory, shim, network, and back. Each step leaves something that a restart can clean.
+
+use super::{Phase, Runtime, Sandbox, SandboxRecord, SandboxState, blocking, decode_pb, encode_pb, internal, stats};
+use crate::container::build::sandbox_namespaces;
+use crate::shim::client::{Events, Shim};
+use crate::shim::protocol::ShimConfig;
+use crate::{state, sys};
+use k8s_cri::v1;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use tonic::Status;
+
+const NODE: i32 = v1::NamespaceMode::Node as i32;
+
+/// The name that must be unique (containerd's format).
+pub(super) fn sandbox_name(m: &v1::PodSandboxMetadata) -> String {
+    format!("{}_{}_{}_{}", m.name, m.namespace, m.uid, m.attempt)
+}
+
+/// /etc/resolv.conf of the pod; None means the node's.
+fn resolv_conf(dns: Option<&v1::DnsConfig>) -> Option<String> {
+    let dns = dns?;
+    let mut out = String::new();
+    if !dns.searches.is_empty() {
+        out.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for s in &dns.servers {
+        out.push_str(&format!("nameserver {s}\n"));
+    }
+    if !dns.options.is_empty() {
+        out.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    (!out.is_empty()).then_some(out)
+}
+
+/// Sysctls of the pod: the request's over containerd's defaults, which let any user bind low ports and send pings.
+fn sysctls(config: &v1::PodSandboxConfig, host_network: bool) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    if !host_network {
+        out.insert("net.ipv4.ip_unprivileged_port_start".into(), "0".into());
+        out.insert("net.ipv4.ping_group_range".into(), "0 2147483647".into());
+    }
+    if let Some(l) = &config.linux {
+        out.extend(l.sysctls.clone());
+    }
+    out
+}
+
+/// Writes the files that the pod's containers share.
+fn make_files(dir: &Path, config: &v1::PodSandboxConfig, host_ipc: bool) -> Result<(), Status> {
+    std::fs::write(dir.join("hostname"), format!("{}\n", config.hostname)).map_err(internal("write the pod's host name"))?;
+    let resolv = resolv_conf(config.dns_config.as_ref())
+        .unwrap_or_else(|| std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    std::fs::write(dir.join("resolv.conf"), resolv).map_err(internal("write the pod's resolv.conf"))?;
+    if !host_ipc {
+        let shm = dir.join("shm");
+        std::fs::create_dir_all(&shm).map_err(internal("make the pod's /dev/shm"))?;
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        sys::mount("shm", &shm, "tmpfs", flags, "mode=1777,size=65536k").map_err(internal("mount the pod's /dev/shm"))?;
+    }
+    if !config.log_directory.is_empty() {
+        std::fs::create_dir_all(&config.log_directory).map_err(internal(format!("make the log directory {}", config.log_directory)))?;
+    }
+    Ok(())
+}
+
+/// Removes a sandbox's directory with its mount. Not there is fine.
+pub(super) fn remove_files(dir: &Path) -> std::io::Result<()> {
+    sys::umount_detach(&dir.join("shm"))?;
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+impl Sandbox {
+    pub(super) fn from_record(r: SandboxRecord, dir: &Path) -> Option<Self> {
+        Some(Self {
+            config: decode_pb(&r.config)?,
+            id: r.id,
+            dir: dir.to_path_buf(),
+            runtime_handler: r.runtime_handler,
+            created_at: r.created_at,
+            shim: Shim::at(dir),
+            state: Mutex::new(SandboxState { phase: r.phase, ips: r.ips, pid: 0 }),
+            lock: tokio::sync::Mutex::new(()),
+            watcher: Mutex::new(None),
+            cpu: Mutex::new(stats::CpuSample::default()),
+        })
+    }
+
+    pub(super) fn save(&self) -> std::io::Result<()> {
+        let s = self.state.lock().clone();
+        let record = SandboxRecord {
+            id: self.id.clone(),
+            config: encode_pb(&self.config),
+            created_at: self.created_at,
+            phase: s.phase,
+            ips: s.ips,
+            runtime_handler: self.runtime_handler.clone(),
+        };
+        state::write_json(&self.dir.join("sandbox.json"), &record)
+    }
+
+    pub(super) fn host_network(&self) -> bool {
+        sandbox_namespaces(&self.config).network == NODE
+    }
+}
+
+impl Runtime {
+    pub(super) async fn run_sandbox(self: &Arc<Self>, request: v1::RunPodSandboxRequest) -> Result<String, Status> {
+        let config = request.config.ok_or_else(|| Status::invalid_argument("the sandbox config is missing"))?;
+        let metadata = config.metadata.clone().ok_or_else(|| Status::invalid_argument("the sandbox metadata is missing"))?;
+        if !request.runtime_handler.is_empty() && request.runtime_handler != "skiff" {
+            return Err(Status::invalid_argument(format!(
+                "no runtime for {:?} is configured: this runtime has the handlers \"\" and \"skiff\"",
+                request.runtime_handler
+            )));
+        }
+        let ns = sandbox_namespaces(&config);
+        if ns.userns_options.as_ref().is_some_and(|u| u.mode == v1::NamespaceMode::Pod as i32 && !u.uids.is_empty()) {
+            return Err(Status::unimplemented("user namespaces (hostUsers: false) are not supported by this runtime"));
+        }
+        let reservation = self.reserve(sandbox_name(&metadata))?;
+        let id = state::new_id();
+        let dir = self.config.state.join("sandboxes").join(&id);
+        let record = SandboxRecord {
+            id: id.clone(),
+            config: encode_pb(&config),
+            created_at: sys::now_ns(),
+            phase: Phase::Creating,
+            ips: vec![],
+            runtime_handler: request.runtime_handler,
+        };
+        let sandbox = Sandbox::from_record(record, &dir).ok_or_else(|| Status::internal("the sandbox record is unreadable"))?;
+        let sandbox = Arc::new(sandbox);
+        match self.bring_up(&sandbox).await {
+            Ok(events) => {
+                self.tables.lock().sandboxes.insert(id.clone(), sandbox.clone());
+                reservation.keep();
+                self.watch(&sandbox, events);
+                self.tell(&sandbox, &id, v1::ContainerEventType::ContainerCreatedEvent);
+                self.tell(&sandbox, &id, v1::ContainerEventType::ContainerStartedEvent);
+                Ok(id)
+            }
+            Err(e) => {
+                self.tear_down(&sandbox).await;
+                let dir = sandbox.dir.clone();
+                let _ = blocking(move || remove_files(&dir).map_err(internal("remove the sandbox"))).await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn bring_up(&self, sandbox: &Arc<Sandbox>) -> Result<Events, Status> {
+        let s = sandbox.clone();
+        let exe = self.config.shim_exe.clone();
+        let ns = sandbox_namespaces(&s.config);
+        let host_network = ns.network == NODE;
+        let shim_config = ShimConfig {
+            sandbox_id: s.id.clone(),
+            hostname: s.config.hostname.clone(),
+            host_network,
+            host_ipc: ns.ipc == NODE,
+            share_pid: ns.pid == v1::NamespaceMode::Pod as i32,
+            sysctls: sysctls(&s.config, host_network),
+            cgroup_procs: self.shim_cgroup.clone(),
+            cgroup_mounts: self.cgroups.mounts().into_iter().map(Into::into).collect(),
+        };
+        let pid = blocking(move || {
+            std::fs::create_dir_all(&s.dir).map_err(internal("make the sandbox directory"))?;
+            s.save().map_err(internal("write the sandbox record"))?;
+            make_files(&s.dir, &s.config, shim_config.host_ipc)?;
+            let (_, pid) = Shim::spawn(&s.dir, &exe, &shim_config).map_err(|e| Status::internal(format!("start the sandbox: {e}")))?;
+            Ok(pid)
+        })
+        .await?;
+        sandbox.state.lock().pid = pid;
+        if !host_network {
+            let status = self
+                .config
+                .network
+                .attach(self.network_request(sandbox))
+                .await
+                .map_err(|e| Status::unknown(format!("failed to setup network for sandbox {:?}: {e}", sandbox.id)))?;
+            sandbox.state.lock().ips = status.ips;
+        }
+        let (_, events) = sandbox.shim.subscribe().await.map_err(|e| Status::internal(format!("talk to the sandbox's shim: {e}")))?;
+        sandbox.state.lock().phase = Phase::Ready;
+        sandbox.save().map_err(internal("write the sandbox record"))?;
+        Ok(events)
+    }
+
+    /// Listens to the shim until it is gone, and records what it says.
+    pub(super) fn watch(self: &Arc<Self>, sandbox: &Arc<Sandbox>, mut events: Events) {
+        let (runtime, s) = (self.clone(), sandbox.clone());
+        let task = tokio::spawn(async move {
+            while let Ok((id, exited)) = events.next().await {
+                runtime.container_ended(&s, &id, exited);
+            }
+            runtime.shim_gone(&s);
+        });
+        *sandbox.watcher.lock() = Some(task);
+    }
+
+    /// The shim is gone, by a stop or by force. Whatever it held has ended with it.
+    fn shim_gone(self: &Arc<Self>, s: &Arc<Sandbox>) {
+        for c in self.containers_of(&s.id) {
+            if c.state.borrow().running() {
+                let record = c.record.lock().clone();
+                self.cgroups.kill(&record.cgroup);
+                let file = record.spec.state_dir.join("exit.json");
+                let exited = state::read_json(&file).ok().flatten().unwrap_or_else(|| {
+                    let e = crate::shim::unknown_exit(sys::now_ns());
+                    let _ = state::write_json(&file, &e);
+                    e
+                });
+                self.container_ended(s, &c.id, exited);
+            }
+        }
+        let was_ready = std::mem::replace(&mut s.state.lock().phase, Phase::Stopped) == Phase::Ready;
+        if was_ready {
+            if let Err(e) = s.save() {
+                tracing::warn!(sandbox = %s.id, error = %e, "cannot record that the sandbox stopped");
+            }
+            self.tell(s, &s.id, v1::ContainerEventType::ContainerStoppedEvent);
+        }
+    }
+
+    /// Ends the shim and gives back network and mount. Used for sandboxes in any phase, also half-made ones.
+    pub(super) async fn tear_down(&self, s: &Arc<Sandbox>) {
+        if let Err(e) = s.shim.shutdown().await {
+            tracing::warn!(sandbox = %s.id, error = %e, "the sandbox's shim did not end in order");
+        }
+        if !s.host_network()
+            && let Err(e) = self.config.network.detach(self.network_request(s)).await
+        {
+            tracing::warn!(sandbox = %s.id, error = %e, "the pod network was not given back");
+        }
+        let shm = s.dir.join("shm");
+        if let Err(e) = sys::umount_detach(&shm) {
+            tracing::warn!(path = %shm.display(), error = %e, "cannot unmount the pod's /dev/shm");
+        }
+    }
+
+    pub(super) async fn stop_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Status> {
+        // Not there is fine: CRI wants the call idempotent.
+        let Ok(s) = self.sandbox(id) else { return Ok(()) };
+        let _one = s.lock.lock().await;
+        self.tear_down(&s).await;
+        let watcher = s.watcher.lock().take();
+        if let Some(w) = watcher {
+            let _ = w.await;
+        }
+        s.state.lock().phase = Phase::Stopped;
+        s.save().map_err(internal("write the sandbox record"))
+    }
+
+    pub(super) async fn remove_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Status> {
+        let Ok(s) = self.sandbox(id) else { return Ok(()) };
+        self.stop_sandbox(&s.id).await?;
+        let _one = s.lock.lock().await;
+        for c in self.containers_of(&s.id) {
+            self.remove_container(&c.id).await?;
+        }
+        let dir = s.dir.clone();
+        blocking(move || remove_files(&dir).map_err(internal(format!("remove {}", dir.display())))).await?;
+        {
+            let mut t = self.tables.lock();
+            if t.sandboxes.remove(&s.id).is_some()
+                && let Some(m) = &s.config.metadata
+            {
+                t.names.remove(&sandbox_name(m));
+            }
+        }
+        self.tell(&s, &s.id, v1::ContainerEventType::ContainerDeletedEvent);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dns_settings_become_resolv_conf_lines() {
+        let dns = v1::DnsConfig {
+            servers: vec!["10.43.0.10".into()],
+            searches: vec!["default.svc.cluster.local".into(), "svc.cluster.local".into()],
+            options: vec!["ndots:5".into()],
+        };
+        assert_eq!(
+            resolv_conf(Some(&dns)).unwrap(),
+            "search default.svc.cluster.local svc.cluster.local\nnameserver 10.43.0.10\noptions ndots:5\n"
+        );
+        assert_eq!(resolv_conf(Some(&v1::DnsConfig::default())), None);
+    }
+}

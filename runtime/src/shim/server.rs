@@ -1,0 +1,656 @@
+//! Owns the shim's loop: control connections, children, timers. All state is here; nothing else in the shim keeps any.
+
+use super::containers::{Attached, Container, STDERR, STDOUT, Sink, Source};
+use super::log::LogFile;
+use super::protocol::{Held, MAX_MESSAGE, Reply, Request, decode, encode};
+use super::setup::{self, Born};
+use crate::container::init::ChildIo;
+use crate::container::rootfs::{CgroupMount, StepResult, step};
+use crate::container::spec::{ContainerSpec, Exited, PidMode, ProcessSpec, Started};
+use crate::container::{exec, init};
+use crate::{state, sys};
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+pub fn main(args: &[OsString]) -> ! {
+    let Some(dir) = args.first() else {
+        let _ = sys::write(sys::std_fd(2), b"usage: skiff shim DIR (started by the server, not by hand)\n");
+        sys::exit_now(1);
+    };
+    let (listener, ready) = match setup::daemonise() {
+        Ok(x) => x,
+        Err(e) => {
+            let _ = sys::write(sys::std_fd(1), e.as_bytes());
+            sys::exit_now(1);
+        }
+    };
+    let ready_copy = sys::dup_high(ready.as_fd());
+    match setup::enter(Path::new(dir), listener, ready).and_then(Shim::new) {
+        Ok(mut shim) => {
+            // The server reads the pipe to its end.
+            drop(ready_copy);
+            shim.run()
+        }
+        Err(e) => {
+            if let Ok(fd) = ready_copy {
+                let _ = sys::write(fd.as_fd(), e.as_bytes());
+            }
+            sys::exit_now(1)
+        }
+    }
+}
+
+struct Conn {
+    id: u64,
+    fd: OwnedFd,
+    input: Vec<u8>,
+    fds: Vec<OwnedFd>,
+    output: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    subscribed: bool,
+    closed: bool,
+}
+
+/// A child between fork and execve.
+struct Pending {
+    pid: i32,
+    error: OwnedFd,
+    text: Vec<u8>,
+    tty: Option<OwnedFd>,
+    conn: u64,
+    exec: bool,
+}
+
+struct Exec {
+    pid: i32,
+    conn: u64,
+}
+
+struct Shim {
+    born: Born,
+    cgroups: Vec<CgroupMount>,
+    sigchld: OwnedFd,
+    conns: Vec<Conn>,
+    next_conn: u64,
+    containers: Vec<Container>,
+    pending: Vec<Pending>,
+    execs: Vec<Exec>,
+    leaving: Option<u64>,
+}
+
+/// What a polled descriptor belongs to.
+#[derive(Clone, Copy)]
+enum Token {
+    Listener,
+    Child,
+    Conn(u64),
+    Pending(i32),
+    Output(i32, usize),
+    Stdin(i32),
+    AttachedStdin(i32, usize),
+    AttachedOut(i32),
+}
+
+impl Shim {
+    fn new(mut born: Born) -> StepResult<Self> {
+        let sigchld = step("watch for children", sys::sigchld_fd())?;
+        let cgroups = std::mem::take(&mut born.config.cgroup_mounts).into_iter().map(Into::into).collect();
+        let _ = sys::write(born.ready.as_fd(), format!("ok {}", std::process::id()).as_bytes());
+        // The server reads to the end of file, so the pipe is closed by putting something else in its place.
+        born.ready = step("close the ready pipe", sys::dup_high(sys::std_fd(0)))?;
+        Ok(Self {
+            born,
+            cgroups,
+            sigchld,
+            conns: Vec::new(),
+            next_conn: 1,
+            containers: Vec::new(),
+            pending: Vec::new(),
+            execs: Vec::new(),
+            leaving: None,
+        })
+    }
+
+    fn run(&mut self) -> ! {
+        let mut tokens = Vec::new();
+        let mut fds = Vec::new();
+        loop {
+            tokens.clear();
+            fds.clear();
+            self.collect(&mut tokens, &mut fds);
+            if sys::poll(&mut fds, self.timeout()).is_err() {
+                sys::exit_now(1);
+            }
+            for (token, fd) in tokens.iter().zip(&fds) {
+                if fd.revents != 0 {
+                    self.handle(*token, fd.revents);
+                }
+            }
+            self.settle();
+            self.conns.retain(|c| !c.closed);
+            if let Some(conn) = self.leaving
+                && self.containers.is_empty()
+                && self.execs.is_empty()
+            {
+                self.reply(conn, &Reply::Ok, vec![]);
+                sys::exit_now(0);
+            }
+        }
+    }
+
+    fn collect(&self, tokens: &mut Vec<Token>, fds: &mut Vec<libc::pollfd>) {
+        let mut add = |token: Token, fd: RawFd, events: i16| {
+            tokens.push(token);
+            fds.push(libc::pollfd { fd, events, revents: 0 });
+        };
+        add(Token::Listener, self.born.listener.as_raw_fd(), libc::POLLIN);
+        add(Token::Child, self.sigchld.as_raw_fd(), libc::POLLIN);
+        for c in &self.conns {
+            let out = if c.output.is_empty() { 0 } else { libc::POLLOUT };
+            add(Token::Conn(c.id), c.fd.as_raw_fd(), libc::POLLIN | out);
+        }
+        for p in &self.pending {
+            add(Token::Pending(p.pid), p.error.as_raw_fd(), libc::POLLIN);
+        }
+        for c in &self.containers {
+            if !c.held_back() {
+                for which in [STDOUT, STDERR] {
+                    if let Some(s) = &c.sources[which] {
+                        add(Token::Output(c.pid, which), s.fd.as_raw_fd(), libc::POLLIN);
+                    }
+                }
+            }
+            if let (Some(fd), false) = (&c.stdin, c.stdin_queue.is_empty()) {
+                add(Token::Stdin(c.pid), fd.as_raw_fd(), libc::POLLOUT);
+            }
+            for (i, a) in c.attached.iter().enumerate() {
+                if let (Some(fd), true) = (&a.stdin, c.stdin_queue.is_empty()) {
+                    add(Token::AttachedStdin(c.pid, i), fd.as_raw_fd(), libc::POLLIN);
+                }
+                for s in [&a.stdout, &a.stderr].into_iter().flatten() {
+                    // Without anything to write, only errors (the reader left) are reported.
+                    let out = if s.queue.is_empty() { 0 } else { libc::POLLOUT };
+                    add(Token::AttachedOut(c.pid), s.fd.as_raw_fd(), out);
+                }
+            }
+        }
+    }
+
+    /// Milliseconds to the nearest deadline of an ended container; no deadline, no wake-up.
+    fn timeout(&self) -> i32 {
+        let now = sys::monotonic_ms();
+        self.containers
+            .iter()
+            .filter_map(|c| c.ended.as_ref().map(|(_, d)| (d - now).clamp(0, 1000) as i32))
+            .min()
+            .unwrap_or(-1)
+    }
+
+    fn handle(&mut self, token: Token, revents: i16) {
+        match token {
+            Token::Listener => self.accept(),
+            Token::Child => self.reap(),
+            Token::Conn(id) => self.serve(id, revents),
+            Token::Pending(pid) => self.resolve(pid, false),
+            Token::Output(pid, which) => {
+                let mut buffer = [0; 32 * 1024];
+                if let Some(c) = self.container_of(pid) {
+                    c.pump(which, &mut buffer);
+                }
+            }
+            Token::Stdin(pid) => {
+                if let Some(c) = self.container_of(pid) {
+                    c.flush_stdin();
+                }
+            }
+            Token::AttachedStdin(pid, index) => {
+                let mut buffer = [0; 16 * 1024];
+                if let Some(c) = self.container_of(pid) {
+                    c.feed(index, &mut buffer);
+                }
+            }
+            Token::AttachedOut(pid) => {
+                if let Some(c) = self.container_of(pid) {
+                    if revents & libc::POLLERR != 0 {
+                        for a in &mut c.attached {
+                            for sink in [&mut a.stdout, &mut a.stderr] {
+                                if sink.as_ref().is_some_and(|s| reader_gone(&s.fd)) {
+                                    *sink = None;
+                                }
+                            }
+                        }
+                    }
+                    c.flush_sinks();
+                }
+            }
+        }
+    }
+
+    fn container_of(&mut self, pid: i32) -> Option<&mut Container> {
+        self.containers.iter_mut().find(|c| c.pid == pid)
+    }
+
+    fn accept(&mut self) {
+        use rustix::net::SocketFlags;
+        while let Ok(fd) = rustix::net::accept_with(&self.born.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            let id = self.next_conn;
+            self.next_conn += 1;
+            self.conns.push(Conn {
+                id,
+                fd,
+                input: Vec::new(),
+                fds: Vec::new(),
+                output: VecDeque::new(),
+                subscribed: false,
+                closed: false,
+            });
+        }
+    }
+
+    fn serve(&mut self, id: u64, revents: i16) {
+        let Some(c) = self.conns.iter_mut().find(|c| c.id == id) else { return };
+        if revents & libc::POLLOUT != 0 {
+            flush(c);
+        }
+        let mut buffer = [0; 8 * 1024];
+        let mut requests = Vec::new();
+        if revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0 {
+            loop {
+                match sys::recv_with_fds(c.fd.as_fd(), &mut buffer, &mut c.fds) {
+                    Ok(0) => {
+                        c.closed = true;
+                        break;
+                    }
+                    Ok(n) => c.input.extend_from_slice(&buffer[..n]),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(_) => {
+                        c.closed = true;
+                        break;
+                    }
+                }
+                if c.input.len() > MAX_MESSAGE {
+                    c.closed = true;
+                    break;
+                }
+            }
+            loop {
+                match decode::<Request>(&mut c.input) {
+                    Ok(Some(r)) => requests.push(r),
+                    Ok(None) => break,
+                    Err(message) => {
+                        c.closed = true;
+                        let bytes = encode(&Reply::Error { not_running: false, message });
+                        c.output.push_back((bytes, vec![]));
+                        flush(c);
+                        break;
+                    }
+                }
+            }
+            if c.input.is_empty() {
+                c.input = Vec::new();
+            }
+        }
+        for r in requests {
+            let fds = match self.conns.iter_mut().find(|c| c.id == id) {
+                Some(c) => std::mem::take(&mut c.fds),
+                None => return,
+            };
+            self.request(id, r, fds);
+        }
+    }
+
+    fn reply(&mut self, conn: u64, reply: &Reply, fds: Vec<OwnedFd>) {
+        if let Some(c) = self.conns.iter_mut().find(|c| c.id == conn) {
+            c.output.push_back((encode(reply), fds));
+            flush(c);
+        }
+    }
+
+    fn request(&mut self, conn: u64, request: Request, fds: Vec<OwnedFd>) {
+        let mut fds = fds.into_iter();
+        let result = match request {
+            Request::Subscribe => {
+                if let Some(c) = self.conns.iter_mut().find(|c| c.id == conn) {
+                    c.subscribed = true;
+                }
+                let containers = self
+                    .containers
+                    .iter()
+                    .filter(|c| c.running)
+                    .map(|c| Held { id: c.id.clone(), pid: c.pid })
+                    .collect();
+                return self.reply(conn, &Reply::Subscribed { containers }, vec![]);
+            }
+            // Answered when the child has become its program, or has said why not.
+            Request::Start { spec } => match self.start(conn, &spec) {
+                Ok(()) => return,
+                Err(message) => Err((false, message)),
+            },
+            Request::Exec { id, process, stdin, stdout, stderr } => {
+                let io = ChildIo {
+                    stdin: if stdin { fds.next() } else { None },
+                    stdout: if stdout { fds.next() } else { None },
+                    stderr: if stderr { fds.next() } else { None },
+                };
+                match self.exec(conn, &id, &process, io) {
+                    Ok(()) => return,
+                    Err(e) => Err(e),
+                }
+            }
+            Request::Kill { id, signal, all } => self.running(&id).and_then(|c| {
+                c.kill(signal, all).map_err(|e| (false, format!("signal container {id}: {e}")))
+            }),
+            Request::KillExec { pid, signal } => {
+                if self.execs.iter().any(|e| e.pid == pid) {
+                    // Its session is its own, and so is its process group.
+                    let _ = sys::kill(-pid, signal);
+                    let _ = sys::kill(pid, signal);
+                }
+                Ok(())
+            }
+            Request::Attach { id, stdin, stdout, stderr } => self.running(&id).and_then(|c| {
+                let bad = |e: io::Error| (false, format!("attach to {id}: {e}"));
+                let input = if stdin { fds.next() } else { None };
+                if let Some(fd) = &input {
+                    sys::set_nonblocking(fd.as_fd(), true).map_err(bad)?;
+                }
+                let out = if stdout { fds.next().map(Sink::new).transpose().map_err(bad)? } else { None };
+                let err = if stderr { fds.next().map(Sink::new).transpose().map_err(bad)? } else { None };
+                let input = if c.stdin.is_some() { input } else { None };
+                c.attached.push(Attached { stdin: input, stdout: out, stderr: err });
+                Ok(())
+            }),
+            Request::Resize { id, width, height } => self.running(&id).and_then(|c| match (&c.stdin, c.tty) {
+                (Some(fd), true) => {
+                    sys::set_winsize(fd.as_fd(), width, height).map_err(|e| (false, format!("resize: {e}")))
+                }
+                _ => Ok(()),
+            }),
+            Request::ReopenLog { id } => self.running(&id).and_then(|c| match &mut c.log {
+                Some(log) => log.reopen().map_err(|e| (false, format!("reopen the log of {id}: {e}"))),
+                None => Ok(()),
+            }),
+            Request::Socket { v6 } => match sys::tcp_socket(v6) {
+                Ok(fd) => return self.reply(conn, &Reply::Ok, vec![fd]),
+                Err(e) => Err((false, format!("make a socket in the pod's network: {e}"))),
+            },
+            Request::Shutdown => {
+                self.leaving = Some(conn);
+                for p in &self.pending {
+                    let _ = sys::kill(p.pid, libc::SIGKILL);
+                }
+                for e in &self.execs {
+                    let _ = sys::kill(e.pid, libc::SIGKILL);
+                }
+                for c in &self.containers {
+                    let _ = c.kill(libc::SIGKILL, true);
+                }
+                return;
+            }
+        };
+        let reply = match result {
+            Ok(()) => Reply::Ok,
+            Err((not_running, message)) => Reply::Error { not_running, message },
+        };
+        self.reply(conn, &reply, vec![]);
+    }
+
+    fn running(&mut self, id: &str) -> Result<&mut Container, (bool, String)> {
+        self.containers
+            .iter_mut()
+            .find(|c| c.id == id && c.running && c.ended.is_none())
+            .ok_or_else(|| (true, format!("container {id} is not running")))
+    }
+
+    /// Forks with the child in the wanted pid namespace. The shim itself never changes its own.
+    fn fork_in(&self, enter: impl FnOnce() -> io::Result<()>) -> StepResult<i32> {
+        step("choose the pid namespace", enter())?;
+        let pid = sys::fork();
+        if matches!(pid, Ok(0)) {
+            return Ok(0);
+        }
+        step("come back to the own pid namespace", sys::setns(self.born.own_pid_ns.as_fd(), libc::CLONE_NEWPID))?;
+        step("fork", pid)
+    }
+
+    fn start(&mut self, conn: u64, spec: &ContainerSpec) -> StepResult<()> {
+        if self.leaving.is_some() || self.containers.iter().any(|c| c.id == spec.id) {
+            return Err(format!("container {} is already started", spec.id));
+        }
+        let log = match &spec.log_path {
+            Some(p) => Some(step(format_args!("open the log {}", p.display()), LogFile::open(p))?),
+            None => None,
+        };
+        let mut container = Container::new(spec, log);
+        let mut io = ChildIo::default();
+        let mut tty = None;
+        let mut tty_child = None;
+        if spec.process.tty {
+            let (ours, theirs) = step("make a channel", channel())?;
+            (tty, tty_child) = (Some(ours), Some(theirs));
+        } else {
+            let (out_r, out_w) = step("make a pipe", sys::pipe())?;
+            let (err_r, err_w) = step("make a pipe", sys::pipe())?;
+            io.stdout = Some(out_w);
+            io.stderr = Some(err_w);
+            container.sources = [
+                Some(step("set up stdout", Source::new(out_r, "stdout"))?),
+                Some(step("set up stderr", Source::new(err_r, "stderr"))?),
+            ];
+            if spec.stdin {
+                let (r, w) = step("make a pipe", sys::pipe())?;
+                step("set up stdin", sys::set_nonblocking(w.as_fd(), true))?;
+                io.stdin = Some(r);
+                container.stdin = Some(w);
+            }
+        }
+        let (error_r, error_w) = step("make a pipe", sys::pipe())?;
+        step("set up the error pipe", sys::set_nonblocking(error_r.as_fd(), true))?;
+
+        let target = match &spec.pid {
+            PidMode::Container | PidMode::Node => None,
+            PidMode::Pod => match &self.born.pod_pid {
+                Some((_, fd)) => Some(step("hold the pod's pid namespace", fd.try_clone())?),
+                None => return Err("the pod was made without a shared process namespace".into()),
+            },
+            PidMode::Target(id) => {
+                let pid = self.running(id).map_err(|(_, m)| format!("target of the process namespace: {m}"))?.pid;
+                Some(step("open the target's pid namespace", sys::pidfd_open(pid))?)
+            }
+        };
+        let own = spec.pid == PidMode::Container;
+        let pid = self.fork_in(|| match &target {
+            Some(fd) => sys::setns(fd.as_fd(), libc::CLONE_NEWPID),
+            None if own => sys::unshare(libc::CLONE_NEWPID),
+            None => Ok(()),
+        })?;
+        if pid == 0 {
+            drop(error_r);
+            init::run_init(spec, &self.cgroups, io, tty_child, error_w);
+        }
+        container.pid = pid;
+        self.containers.push(container);
+        self.pending.push(Pending { pid, error: error_r, text: Vec::new(), tty, conn, exec: false });
+        Ok(())
+    }
+
+    fn exec(&mut self, conn: u64, id: &str, process: &ProcessSpec, io: ChildIo) -> Result<(), (bool, String)> {
+        let c = self.running(id)?;
+        let (target, cgroups) = (c.pid, c.cgroup_procs.clone());
+        let go = || -> StepResult<()> {
+            let pidfd = step("open the container", sys::pidfd_open(target))?;
+            let (error_r, error_w) = step("make a pipe", sys::pipe())?;
+            step("set up the error pipe", sys::set_nonblocking(error_r.as_fd(), true))?;
+            let (mut tty, mut tty_child) = (None, None);
+            if process.tty {
+                let (ours, theirs) = step("make a channel", channel())?;
+                (tty, tty_child) = (Some(ours), Some(theirs));
+            }
+            let pid = self.fork_in(|| sys::setns(pidfd.as_fd(), libc::CLONE_NEWPID))?;
+            if pid == 0 {
+                drop(error_r);
+                exec::run_exec(process, &cgroups, pidfd.as_fd(), io, tty_child, error_w);
+            }
+            self.pending.push(Pending { pid, error: error_r, text: Vec::new(), tty, conn, exec: true });
+            Ok(())
+        };
+        go().map_err(|e| (false, e))
+    }
+
+    /// Reads a pending child's error pipe; its end decides whether the program runs.
+    fn resolve(&mut self, pid: i32, dead: bool) {
+        let Some(at) = self.pending.iter().position(|p| p.pid == pid) else { return };
+        let mut buffer = [0; 2048];
+        loop {
+            match sys::read(self.pending[at].error.as_fd(), &mut buffer) {
+                Ok(0) => break,
+                Ok(n) => self.pending[at].text.extend_from_slice(&buffer[..n]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) if dead => break,
+                Err(_) => return,
+            }
+        }
+        let p = self.pending.swap_remove(at);
+        let master = p.tty.as_ref().and_then(receive_fd);
+        if !p.text.is_empty() {
+            let message = String::from_utf8_lossy(&p.text).into_owned();
+            if !p.exec {
+                self.containers.retain(|c| c.pid != pid);
+            }
+            return self.reply(p.conn, &Reply::Error { not_running: false, message }, vec![]);
+        }
+        if p.exec {
+            self.execs.push(Exec { pid, conn: p.conn });
+            return self.reply(p.conn, &Reply::ExecStarted { pid }, master.into_iter().collect());
+        }
+        let started = Started { pid, started_at: sys::now_ns() };
+        let Some(c) = self.container_of(pid) else { return };
+        if let Some(master) = master {
+            c.stdin = master.try_clone().ok();
+            c.sources[STDOUT] = Source::new(master, "stdout").ok();
+        }
+        c.running = true;
+        let file = c.state_dir.join("started.json");
+        // Without the record a restarted server still learns of the container from the subscription.
+        let _ = state::write_json(&file, &started);
+        self.reply(p.conn, &Reply::Started { pid, started_at: started.started_at }, vec![]);
+    }
+
+    fn reap(&mut self) {
+        let mut info = [0; 1024];
+        while sys::read(self.sigchld.as_fd(), &mut info).is_ok_and(|n| n > 0) {}
+        while let Some((pid, status)) = sys::wait_any_nohang() {
+            self.resolve(pid, true);
+            if let Some(at) = self.execs.iter().position(|e| e.pid == pid) {
+                let e = self.execs.swap_remove(at);
+                self.reply(e.conn, &Reply::ExecExited { code: sys::exit_code(status) }, vec![]);
+            } else if let Some(c) = self.container_of(pid) {
+                c.end(status);
+                let mut buffer = [0; 32 * 1024];
+                c.drain(&mut buffer);
+            } else if self.born.pod_pid.as_ref().is_some_and(|(p, _)| *p == pid) {
+                // The pod's pid 1 was killed: the kernel ends all its containers, whose exits follow.
+                self.born.pod_pid = None;
+            }
+        }
+    }
+
+    /// Tells the ends of containers whose output is complete.
+    fn settle(&mut self) {
+        while let Some(at) = self.containers.iter().position(Container::settled) {
+            let mut c = self.containers.swap_remove(at);
+            c.flush_sinks();
+            let Some((exited, _)) = c.ended.take() else { continue };
+            let _ = state::write_json(&c.state_dir.join("exit.json"), &exited);
+            let id = c.id.clone();
+            // Readers that lag get what is queued for them, but must not hold back the news.
+            finish_sinks(c);
+            self.tell(&Reply::Exited { id, exited });
+        }
+    }
+
+    fn tell(&mut self, event: &Reply) {
+        let bytes = encode(event);
+        for c in self.conns.iter_mut().filter(|c| c.subscribed) {
+            c.output.push_back((bytes.clone(), vec![]));
+            flush(c);
+        }
+    }
+}
+
+/// Sends the rest of an ended container's output to its attached readers: blocking is not allowed in the loop, so a
+/// short-lived child does it.
+fn finish_sinks(mut c: Container) {
+    let sinks: Vec<Sink> = c
+        .attached
+        .drain(..)
+        .flat_map(|a| [a.stdout, a.stderr])
+        .flatten()
+        .filter(|s| !s.queue.is_empty())
+        .collect();
+    if sinks.is_empty() || !matches!(sys::fork(), Ok(0)) {
+        return;
+    }
+    sys::close_others(&sinks.iter().map(|s| s.fd.as_raw_fd()).collect::<Vec<_>>());
+    for s in &sinks {
+        let _ = sys::set_nonblocking(s.fd.as_fd(), false);
+    }
+    for mut s in sinks {
+        s.flush();
+    }
+    sys::exit_now(0);
+}
+
+/// True when nobody can read from the pipe any more.
+fn reader_gone(fd: &OwnedFd) -> bool {
+    let mut p = [libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 }];
+    sys::poll(&mut p, 0).is_ok_and(|n| n > 0) && p[0].revents & libc::POLLERR != 0
+}
+
+fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+fn receive_fd(channel: &OwnedFd) -> Option<OwnedFd> {
+    sys::set_nonblocking(channel.as_fd(), true).ok()?;
+    let (mut byte, mut fds) = ([0], Vec::new());
+    sys::recv_with_fds(channel.as_fd(), &mut byte, &mut fds).ok()?;
+    fds.pop()
+}
+
+/// Sends what the peer takes; a peer that is gone closes the connection.
+fn flush(c: &mut Conn) {
+    while let Some((bytes, fds)) = c.output.front_mut() {
+        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        match sys::send_with_fds(c.fd.as_fd(), bytes, &borrowed) {
+            Ok(n) => {
+                bytes.drain(..n);
+                fds.clear();
+                if bytes.is_empty() {
+                    c.output.pop_front();
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => {
+                c.closed = true;
+                c.output.clear();
+                return;
+            }
+        }
+    }
+}
+
+/// Kept here so that the shim and the server write the same words for an end that no process reported.
+pub fn unknown_exit(now: i64) -> Exited {
+    Exited {
+        exit_code: 255,
+        finished_at: now,
+        oom_killed: false,
+        reason: "Unknown".into(),
+        message: "the container's shim ended without reporting its exit code".into(),
+    }
+}
