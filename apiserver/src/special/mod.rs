@@ -1,0 +1,112 @@
+//! The subresources and kinds with a meaning of their own: binding, eviction, tokens, finalize, reviews, everything that is
+//! proxied to kubelets and pods, and what must be allocated outside of objects (service addresses and ports). Owns their
+//! rules; everything else is the generic registry's.
+
+pub mod binding;
+pub mod eviction;
+pub mod kubelet;
+pub mod nodeport;
+pub mod proxy;
+pub mod service_ip;
+pub mod services;
+pub mod token;
+pub mod tunnel;
+
+use crate::http::{Answer, Request};
+use crate::registry::table::Row;
+use crate::{App, Config, Error, Write, auth};
+use serde_json::Value;
+use skiff_api::status::Status;
+use std::sync::Arc;
+
+/// State of the special resources.
+pub struct Special {
+    /// Addresses and ports of services.
+    pub services: services::Allocations,
+    /// Connections to kubelets.
+    pub kubelet: kubelet::Client,
+}
+
+impl Special {
+    /// Nothing allocated yet; [`services::Allocations::rebuild`] reads what is.
+    ///
+    /// # Errors
+    /// When the service network is no network, or the certificates for kubelets cannot be used.
+    pub fn new(config: &Config, auth: &auth::Auth) -> Result<Self, Error> {
+        Ok(Self { services: services::Allocations::new(config)?, kubelet: kubelet::Client::new(&auth.pki)? })
+    }
+}
+
+/// What became of a request.
+pub enum Handled {
+    /// It was one of ours; here is the answer.
+    Done(Answer),
+    /// It is for the generic registry.
+    NotMine(Request),
+}
+
+/// Takes the requests that are special; called first on every resource request.
+pub async fn handle(app: &Arc<App>, row: &Arc<Row>, request: Request) -> Handled {
+    let i = &request.info;
+    let done = match (&*row.group, &*row.plural, i.subresource.as_str()) {
+        ("", "pods", "binding") | ("", "bindings", "") if i.verb == "create" => binding::create(app, request).await,
+        ("", "pods", "eviction") if i.verb == "create" => eviction::create(app, request).await,
+        ("", "serviceaccounts", "token") if i.verb == "create" => token::create(app, request).await,
+        ("", "pods", "log") if i.verb == "get" => kubelet::log(app, request).await,
+        ("", "pods", "exec") => kubelet::exec(app, request).await,
+        ("", "pods", "attach") => kubelet::attach(app, request).await,
+        ("", "pods", "portforward") => kubelet::portforward(app, request).await,
+        ("", "nodes", "proxy") => proxy::node(app, request).await,
+        ("", "pods", "proxy") => proxy::pod(app, request).await,
+        ("", "services", "proxy") => proxy::service(app, request).await,
+        ("authentication.k8s.io" | "authorization.k8s.io", _, "") if i.verb == "create" => {
+            auth::reviews::create(app, row, request).await
+        }
+        _ => return Handled::NotMine(request),
+    };
+    Handled::Done(done)
+}
+
+/// What was allocated for a write; gives it back when dropped without [`Reservation::commit`].
+#[must_use]
+#[derive(Default)]
+pub struct Reservation {
+    undo: Option<Box<dyn FnOnce() + Send>>,
+    done: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Reservation {
+    /// The write was stored: keep what was allocated, and release what the old object had and the new one has not.
+    pub fn commit(mut self) {
+        self.undo = None;
+        if let Some(f) = self.done.take() {
+            f();
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(f) = self.undo.take() {
+            f();
+        }
+    }
+}
+
+/// Allocates what a create or update of a service needs, writes it into `write.object`. After mutation, before validation.
+///
+/// # Errors
+/// 422 when an address or port that was asked for is taken or outside its range, 500 when none is free.
+pub async fn reserve(app: &Arc<App>, write: &mut Write<'_>) -> Result<Reservation, Status> {
+    if write.row.group.is_empty() && write.row.plural == "services" && write.subresource.is_empty() {
+        return services::reserve(app, write);
+    }
+    Ok(Reservation::default())
+}
+
+/// An object is gone: gives back what was allocated for it.
+pub fn released(app: &Arc<App>, row: &Row, object: &Value) {
+    if row.group.is_empty() && row.plural == "services" {
+        app.special.services.release(object);
+    }
+}
