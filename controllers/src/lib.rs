@@ -3,12 +3,19 @@
 //! the API. Controllers never see the store and meet only through the API.
 
 pub mod action;
-
 pub mod deployment;
+pub mod discovery;
 pub mod endpoint;
 pub mod endpointslice;
+pub mod garbagecollector;
 pub mod model;
+pub mod namespace;
+pub mod node_lifecycle;
+pub mod nodeipam;
+pub mod podgc;
 pub mod replicaset;
+pub mod root_ca_cert_publisher;
+pub mod serviceaccount;
 pub mod shell;
 
 use shell::Shell;
@@ -29,10 +36,16 @@ pub struct Config {
 /// Runs every controller until the token ends them.
 pub async fn run(informers: Informers, config: Config, stop: CancellationToken) {
     let shell = Shell::new(informers, config, stop.clone());
-    replicaset::start(&shell);
     deployment::start(&shell);
     endpoint::start(&shell);
     endpointslice::start(&shell);
-
+    garbagecollector::start(&shell);
+    namespace::start(&shell);
+    node_lifecycle::start(&shell);
+    nodeipam::start(&shell);
+    podgc::start(&shell);
+    replicaset::start(&shell);
+    root_ca_cert_publisher::start(&shell);
+    serviceaccount::start(&shell);
     stop.cancelled().await;
 }

@@ -33,6 +33,11 @@ impl Shell {
         }
     }
 
+    /// Ends when the shell does.
+    pub fn stopped(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
     /// The API.
     pub fn client(&self) -> &Client {
         self.informers.client()
@@ -212,6 +217,23 @@ impl Shell {
             note(&controller.recorder, about, &event);
         }
         Err(e)
+    }
+}
+
+/// An object that is there already, or a namespace that is going away, is no failure of who wanted to make it.
+///
+/// # Errors
+/// Every other error.
+pub fn unless_there(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Err(e)
+            if [403, 404, 409]
+                .iter()
+                .any(|c| skiff_client::is_code(&e, *c)) =>
+        {
+            Ok(())
+        }
+        other => other,
     }
 }
 
