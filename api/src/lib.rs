@@ -4,9 +4,19 @@
 //! Objects here are `serde_json::Value`; a kind is a row of [`resource::Resource`], so that a
 //! CustomResourceDefinition can become a row at run time.
 
+pub mod decode;
 pub mod field;
+pub mod jsonpath;
 pub mod kinds;
+pub mod meta;
+pub mod names;
+pub mod patch;
+pub mod quantity;
 pub mod resource;
+pub mod schema;
+pub mod selector;
 pub mod status;
+pub mod table;
+pub mod time;
 
 pub use serde_json::Value;

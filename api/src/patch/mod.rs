@@ -1,0 +1,5 @@
+//! The patch formats. Pure functions over objects; each says with which Status it fails.
+
+pub mod json;
+pub mod merge;
+pub mod strategic;
