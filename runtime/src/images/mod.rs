@@ -5,10 +5,15 @@
 //! reverse; [`pull`] and [`import`] bring images in; [`build`] makes them from a Dockerfile; [`rootfs`] is what
 //! container creation uses; [`cri`] is the gRPC face and [`cmd`] the face for `skiff image ...`.
 
+pub mod build;
+pub mod cmd;
 pub mod config;
+pub mod copy;
 pub mod cri;
 pub mod diff;
 pub mod digest;
+pub mod dockerfile;
+pub mod dockerignore;
 pub mod error;
 pub mod export;
 pub mod import;
@@ -18,6 +23,7 @@ pub mod pull;
 pub mod reference;
 pub mod registries;
 pub mod rootfs;
+pub mod runstep;
 pub mod store;
 pub mod unpack;
 

@@ -1024,7 +1024,9 @@ mod tests {
     fn image() -> (Content, Digest) {
         let mut c = Content::default();
         // Not compressible, so that every layer's blob is long enough to be counted.
-        let noise: Vec<u8> = (0u32..2000).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let noise: Vec<u8> = (0u32..2000)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect();
         let tars = [
             layer("bin/busybox", &std::fs::read("/bin/busybox").unwrap()),
             layer("etc/a", &noise),

@@ -177,10 +177,15 @@ pub fn lookup_user(root: &Path, spec: &str) -> Result<ResolvedUser> {
         Mode::empty(),
     )
     .what(|| format!("open {}", root.display()))?;
+    lookup_user_at(&dir, spec)
+}
+
+/// [`lookup_user`] for a root file system that is open, and perhaps mounted nowhere.
+pub fn lookup_user_at(root: &OwnedFd, spec: &str) -> Result<ResolvedUser> {
     lookup_user_in(
         spec,
-        &read_in_root(&dir, "etc/passwd")?.unwrap_or_default(),
-        &read_in_root(&dir, "etc/group")?.unwrap_or_default(),
+        &read_in_root(root, "etc/passwd")?.unwrap_or_default(),
+        &read_in_root(root, "etc/group")?.unwrap_or_default(),
     )
 }
 

@@ -69,21 +69,6 @@ pub fn unpack_layer(
     Ok(Unpacked { diff_id, usage })
 }
 
-/// Extract a plain tar (Dockerfile's ADD) below `root`: the same safety, but `.wh.` names are ordinary files.
-/// `owner` replaces the owners in the tar. `what` names the tar in errors.
-pub fn extract_tar(
-    reader: impl Read,
-    root: OwnedFd,
-    lower: &[PathBuf],
-    what: &str,
-    owner: Option<(u32, u32)>,
-) -> Result<()> {
-    let mut u = Unpacker::new(root, Lower::open(lower)?, what, false);
-    u.owner = owner;
-    u.apply_all(&mut tar::Archive::new(reader))?;
-    u.finish()
-}
-
 /// Writes below one root directory. Also the tool of COPY and ADD, which have the same need for safe paths.
 pub struct Unpacker {
     layer: String,
@@ -91,6 +76,8 @@ pub struct Unpacker {
     lower: Lower,
     whiteouts: bool,
     owner: Option<(u32, u32)>,
+    /// Directory below the root where a tar's entries go.
+    prefix: Comps,
     /// The directory the last entry was in: tars go directory by directory.
     last_dir: Option<(Comps, Rc<OwnedFd>, Comps)>,
     /// Directories whose lower content this layer hides.
@@ -101,12 +88,22 @@ pub struct Unpacker {
 }
 
 /// Metadata of one entry.
-struct Meta {
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    mtime: Timespec,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+#[derive(Debug, Clone)]
+pub struct Meta {
+    /// Permission bits with setuid, setgid, sticky.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: Timespec,
+    /// Names and values.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What [`Unpacker::put`] makes.
+pub enum Node<'a> {
+    Dir,
+    File(&'a mut dyn Read),
+    Symlink(&'a [u8]),
 }
 
 impl Unpacker {
@@ -118,6 +115,7 @@ impl Unpacker {
             lower,
             whiteouts,
             owner: None,
+            prefix: Vec::new(),
             last_dir: None,
             opaque: HashSet::new(),
             dir_times: BTreeMap::new(),
@@ -171,7 +169,8 @@ impl Unpacker {
         ) {
             return Ok(());
         }
-        let comps = self.components(path)?;
+        let mut comps = self.prefix.clone();
+        comps.extend(self.components(path)?);
         let meta = self.meta(entry, path)?;
         let Some((name, parents)) = comps.split_last() else {
             if kind != T::Directory {
@@ -273,6 +272,68 @@ impl Unpacker {
             }
         }
         Ok(())
+    }
+
+    /// Extract a tar (Dockerfile's ADD) into the directory `into`; `owner` replaces the owners in the tar.
+    pub fn extract(
+        &mut self,
+        reader: impl Read,
+        into: &[u8],
+        owner: Option<(u32, u32)>,
+    ) -> Result<()> {
+        self.prefix = self.components(into)?;
+        self.owner = owner;
+        let r = self.apply_all(&mut tar::Archive::new(reader));
+        self.prefix.clear();
+        self.owner = None;
+        r
+    }
+
+    /// Make one entry, as if a tar had it: replaces what is there, except that a directory joins a directory.
+    pub fn put(&mut self, path: &[u8], node: Node<'_>, meta: &Meta) -> Result<()> {
+        let comps = self.components(path)?;
+        let Some((name, parents)) = comps.split_last() else {
+            return Err(self.error(path, "the root cannot be replaced"));
+        };
+        let is_dir = matches!(node, Node::Dir);
+        let (dir, mut full) = self.dir(parents, path)?;
+        if let Some(st) = self.stat(&dir, name, path)?
+            && !(is_dir && FileType::from_raw_mode(st.st_mode) == FileType::Directory)
+        {
+            self.remove(&dir, name, path)?;
+        }
+        full.push(name.clone());
+        match node {
+            Node::Dir => {
+                match rustix::fs::mkdirat(&*dir, name.as_slice(), Mode::from_raw_mode(0o700)) {
+                    Ok(()) => self.usage.inodes += 1,
+                    Err(Errno::EXIST) => {}
+                    Err(e) => return self.os(path, "mkdir", Err(e)),
+                }
+                let fd = self.os(path, "open", open_dir_at(&dir, name))?;
+                self.set_dir_meta(&fd, &full, path, meta)
+            }
+            Node::File(data) => self.write_file(&dir, name, path, data, meta).map(drop),
+            Node::Symlink(target) => {
+                let made = rustix::fs::symlinkat(target, &*dir, name.as_slice());
+                self.os(path, "symlink", made)?;
+                self.usage.inodes += 1;
+                self.set_meta_at(&dir, name, path, meta, true)
+            }
+        }
+    }
+
+    /// Make a directory and its parents if they are missing, below or here; a new one gets `meta`.
+    pub fn make_dirs(&mut self, path: &[u8], meta: &Meta) -> Result<()> {
+        let comps = self.components(path)?;
+        for n in 1..=comps.len() {
+            let (dir, mut at) = self.dir(&comps[..n - 1], path)?;
+            at.push(comps[n - 1].clone());
+            if self.stat(&dir, &comps[n - 1], path)?.is_none() && self.find_lower(&at)?.is_none() {
+                self.put(&comps[..n].join(&b'/'), Node::Dir, meta)?;
+            }
+        }
+        self.dir(&comps, path).map(drop)
     }
 
     /// Split into names. `..` is refused: no image builder writes it, and upstream refuses what leads out.
@@ -658,7 +719,8 @@ impl Unpacker {
     }
 
     fn hard_link(&mut self, dir: &OwnedFd, name: &[u8], path: &[u8], target: &[u8]) -> Result<()> {
-        let comps = self.components(target).map_err(|_| {
+        let mut comps = self.prefix.clone();
+        comps.extend(self.components(target).map_err(|_| {
             self.error(
                 path,
                 format!(
@@ -666,7 +728,7 @@ impl Unpacker {
                     String::from_utf8_lossy(target)
                 ),
             )
-        })?;
+        })?);
         let missing = || {
             self.error(
                 path,
