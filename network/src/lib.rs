@@ -1,1 +1,12 @@
-//! network
+//! What packets need: the pod network of this node ([`pod`]), the Service proxy ([`proxy`]) and cluster DNS
+//! ([`dns`]), all by netlink and without any other program. Owns interfaces, addresses, routes and nft tables of its
+//! own names; must not touch those of others, nor decide what pods and Services there are.
+
+pub mod cidr;
+pub mod dns;
+pub mod netlink;
+pub mod pod;
+pub mod proxy;
+
+pub use cidr::Cidr;
+pub use pod::{HostPort, PodNetwork, PodNetworkConfig, Protocol, node_ip};

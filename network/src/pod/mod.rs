@@ -1,0 +1,710 @@
+//! The pod network of one node. Owns the bridge, each pod's veth pair and address, host ports and masquerading;
+//! must not know Services or the API.
+//!
+//! A pod has a /32 and a default route through the gateway address, which sits on the (portless) bridge. The host
+//! end of its veth is not a port of the bridge: the host routes the pod's /32 into it. So all traffic between pods
+//! is routed, passes netfilter once in each direction without bridge-nf-call, and a pod that reaches itself through
+//! a Service needs nothing special but a masquerade. Neighbours are permanent on both sides: no ARP, no proxy_arp.
+
+mod ipam;
+mod node_ip;
+mod rules;
+
+pub use ipam::{Ipam, Record};
+pub use node_ip::node_ip;
+
+use crate::Cidr;
+use crate::netlink::nft::{Element, Small, Transaction, Value, port_field};
+use crate::netlink::route::{self, VethEnd, devconf};
+use crate::netlink::{self, Messages, Socket};
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Beginning of the name of every interface of ours on the host.
+pub const LINK_PREFIX: &str = "skiff";
+/// Hardware address of the host end of every pod's veth. Each is a link of its own, so all can have the same.
+const HOST_MAC: [u8; 6] = [0xee; 6];
+
+/// Why the pod network failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    /// A state file.
+    #[error("{path}: {1}; check the rights of the data directory and the space on its disk", path = .0.display())]
+    State(PathBuf, #[source] std::io::Error),
+    /// All addresses are taken.
+    #[error(
+        "no address is free in the pod network {0} ({1} are taken); give the node a larger pod CIDR"
+    )]
+    NoAddress(Cidr, usize),
+    /// An id that cannot be a file name.
+    #[error("{0:?} cannot be a sandbox id: letters, digits, '-', '_' and '.' only")]
+    SandboxId(String),
+    /// The namespace path.
+    #[error("the network namespace {path}: {1}", path = .0.display())]
+    Namespace(PathBuf, #[source] std::io::Error),
+    /// A host port that another pod has.
+    #[error("host port {0} is taken by sandbox {1}")]
+    HostPortTaken(String, String),
+    /// The network is too small.
+    #[error("the pod network {0} has no room for a gateway and a pod; use a /30 or larger")]
+    TooSmall(Cidr),
+    /// A kernel switch.
+    #[error("{0}: {1}; set it by hand (sysctl) and start again")]
+    Sysctl(&'static str, #[source] std::io::Error),
+    /// The background task was cancelled.
+    #[error("the work was cancelled because the process is stopping")]
+    Cancelled,
+}
+
+/// Transport protocols of ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+    /// SCTP
+    Sctp,
+}
+
+impl Protocol {
+    /// The IP protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    /// `TCP`, `UDP` or `SCTP`; None for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "TCP" => Some(Protocol::Tcp),
+            "UDP" => Some(Protocol::Udp),
+            "SCTP" => Some(Protocol::Sctp),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn field(self) -> [u8; 4] {
+        [self.number(), 0, 0, 0]
+    }
+}
+
+/// A port of the node that leads to a port of the pod (CRI PortMapping).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostPort {
+    /// Only this address of the node; None for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<Ipv4Addr>,
+    /// Port of the node.
+    pub host_port: u16,
+    /// Port of the pod.
+    pub container_port: u16,
+    /// Protocol of both.
+    pub protocol: Protocol,
+}
+
+impl HostPort {
+    fn front(&self) -> (Ipv4Addr, Protocol, u16) {
+        let ip = self.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        (ip, self.protocol, self.host_port)
+    }
+
+    fn element(&self, pod: Ipv4Addr) -> Element {
+        let (ip, protocol, port) = self.front();
+        Element {
+            key: Small::fields(&[ip.octets(), protocol.field(), port_field(port)]),
+            value: Some(Value::Bytes(Small::fields(&[
+                pod.octets(),
+                port_field(self.container_port),
+            ]))),
+        }
+    }
+}
+
+/// What the pod network needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodNetworkConfig {
+    /// Where allocations are remembered (`<data dir>/agent/network`).
+    pub state_dir: PathBuf,
+    /// This node's pods (10.42.0.0/24).
+    pub pod_cidr: Cidr,
+    /// Every node's pods (10.42.0.0/16): traffic that stays inside is not masqueraded.
+    pub cluster_cidr: Cidr,
+    /// Cluster IPs (10.43.0.0/16): local processes need a route to them for the proxy to act on.
+    pub service_cidr: Cidr,
+    /// The bridge that carries the gateway address (`skiff0`).
+    pub bridge: String,
+    /// MTU of pods in bytes; 0 takes that of the interface with the default route.
+    pub mtu: u32,
+    /// Name of the nft table (`skiff-pods`).
+    pub table: String,
+}
+
+impl PodNetworkConfig {
+    /// The defaults of design.md below a state directory.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            state_dir: state_dir.into(),
+            pod_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 24),
+            cluster_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16),
+            service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16),
+            bridge: format!("{LINK_PREFIX}0"),
+            mtu: 0,
+            table: format!("{LINK_PREFIX}-pods"),
+        }
+    }
+}
+
+/// What `node.json` remembers, so that `skiff reset` can undo it in another process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeState {
+    #[serde(flatten)]
+    config: PodNetworkConfig,
+    /// net.ipv4.ip_forward before us, when we changed it.
+    #[serde(default)]
+    ip_forward_was: Option<String>,
+}
+
+struct State {
+    route: Socket,
+    nft: Socket,
+    ipam: Ipam,
+}
+
+struct Inner {
+    config: PodNetworkConfig,
+    gateway: Ipv4Addr,
+    mtu: u32,
+    state: Mutex<State>,
+}
+
+/// The pod network. Cheap to clone.
+#[derive(Clone)]
+pub struct PodNetwork {
+    inner: Arc<Inner>,
+}
+
+/// A pod's network namespace.
+#[derive(Debug)]
+pub enum Netns {
+    /// `/proc/<pid>/ns/net` or a bind mount of it.
+    Path(PathBuf),
+    /// An open descriptor of it.
+    Fd(OwnedFd),
+}
+
+impl From<PathBuf> for Netns {
+    fn from(path: PathBuf) -> Self {
+        Netns::Path(path)
+    }
+}
+impl From<&Path> for Netns {
+    fn from(path: &Path) -> Self {
+        Netns::Path(path.to_path_buf())
+    }
+}
+impl From<&str> for Netns {
+    fn from(path: &str) -> Self {
+        Netns::Path(path.into())
+    }
+}
+impl From<OwnedFd> for Netns {
+    fn from(fd: OwnedFd) -> Self {
+        Netns::Fd(fd)
+    }
+}
+
+impl Netns {
+    fn open(self) -> Result<OwnedFd, PodError> {
+        match self {
+            Netns::Fd(fd) => Ok(fd),
+            Netns::Path(path) => std::fs::File::open(&path)
+                .map(OwnedFd::from)
+                .map_err(|e| PodError::Namespace(path, e)),
+        }
+    }
+}
+
+/// Name of the host end of a sandbox's veth: 15 characters, the same for the same id.
+pub fn host_link_name(sandbox_id: &str) -> String {
+    // FNV-1a: stable over versions, which std's hasher is not.
+    let hash = sandbox_id.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{LINK_PREFIX}{:010x}", hash >> 24)
+}
+
+fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
+    // As upstream's CNI plugins do: locally administered, and readable in a dump.
+    let [a, b, c, d] = address.octets();
+    [0x0a, 0x58, a, b, c, d]
+}
+
+fn alias(sandbox_id: &str, state_dir: &Path) -> String {
+    let mut text = format!("{sandbox_id} of {}", state_dir.display());
+    let mut end = text.len().min(250);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PodError> + Send + 'static,
+) -> Result<T, PodError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| PodError::Cancelled)?
+}
+
+impl PodNetwork {
+    /// Sets the node up: bridge with gateway address, forwarding, routes, the nft table. What is there already stays;
+    /// pods that were attached before keep their addresses and ports. Needs CAP_NET_ADMIN.
+    ///
+    /// # Errors
+    /// When the kernel or the disk refuses.
+    pub fn open(config: PodNetworkConfig) -> Result<Self, PodError> {
+        let (Some(gateway), Some(_)) = (config.pod_cidr.nth(1), config.pod_cidr.nth(3)) else {
+            return Err(PodError::TooSmall(config.pod_cidr));
+        };
+        let ipam = Ipam::open(&config.state_dir, config.pod_cidr)?;
+        let mut route = Socket::route()?;
+        let mut nft = Socket::netfilter()?;
+        warn_of_neighbours(&config, &mut route, &mut nft);
+        let mtu = match config.mtu {
+            0 => node_ip::default_mtu(&mut route)?.unwrap_or(1500),
+            mtu => mtu,
+        };
+        enable_forwarding(&config)?;
+
+        let mut m = Messages::new();
+        route::add_bridge(&mut m, &config.bridge, mtu);
+        route.send_all(m)?;
+        let index = route.index(&config.bridge)?;
+        let mut m = Messages::new();
+        route::no_ipv6_addresses(&mut m, index);
+        route::add_address(&mut m, index, gateway, 32);
+        route::set_up(&mut m, index);
+        // Packets to pods that are not there must not leave by the node's default route.
+        route::unreachable_route(&mut m, config.pod_cidr.address(), config.pod_cidr.prefix());
+        // Without a route a local process is refused before the proxy's output hook sees its packet; with it, a
+        // machine without any default route reaches Services too, and from an address that pods can answer.
+        route::link_route(
+            &mut m,
+            config.service_cidr.address(),
+            config.service_cidr.prefix(),
+            index,
+            Some(gateway),
+        );
+        route.send_all(m)?;
+
+        nft.replace_table(&config.table, |t| {
+            rules::build(t, &config);
+            for (_, record) in ipam.records() {
+                let elements: Vec<Element> = record
+                    .ports
+                    .iter()
+                    .map(|p| p.element(record.address))
+                    .collect();
+                t.add_elements(rules::HOST_PORTS, &elements);
+            }
+        })?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                gateway,
+                mtu,
+                state: Mutex::new(State { route, nft, ipam }),
+            }),
+        })
+    }
+
+    /// The address of this node inside the pod network, which every pod's default route goes through.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.inner.gateway
+    }
+
+    /// MTU of pods in bytes.
+    pub fn mtu(&self) -> u32 {
+        self.inner.mtu
+    }
+
+    /// What it was opened with.
+    pub fn config(&self) -> &PodNetworkConfig {
+        &self.inner.config
+    }
+
+    /// Every attached sandbox with its address.
+    pub fn attached(&self) -> Vec<(String, IpAddr)> {
+        let state = self.inner.state.lock();
+        state
+            .ipam
+            .records()
+            .map(|(id, r)| (id.to_string(), IpAddr::V4(r.address)))
+            .collect()
+    }
+
+    /// Releases what sandboxes that no longer are left behind. Call it once after start with every sandbox there is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn retain(&self, live: impl IntoIterator<Item = String>) -> Result<(), PodError> {
+        let live: HashSet<String> = live.into_iter().collect();
+        let dead: Vec<String> = {
+            let state = self.inner.state.lock();
+            state
+                .ipam
+                .records()
+                .filter(|(id, _)| !live.contains(*id))
+                .map(|(id, _)| id.to_string())
+                .collect()
+        };
+        for id in dead {
+            tracing::info!(sandbox = %id, "releasing the address of a sandbox that is gone");
+            self.detach(&id).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives a sandbox its interface `eth0`, address, routes and host ports. A second call for the same sandbox makes
+    /// them anew with the same address. Nothing is left behind when it fails.
+    ///
+    /// # Errors
+    /// When no address is free, a host port is taken, or the kernel refuses.
+    pub async fn attach(
+        &self,
+        sandbox_id: &str,
+        netns: impl Into<Netns>,
+        ports: &[HostPort],
+    ) -> Result<Vec<IpAddr>, PodError> {
+        let (this, id, netns, ports) = (
+            self.inner.clone(),
+            sandbox_id.to_string(),
+            netns.into(),
+            ports.to_vec(),
+        );
+        blocking(move || {
+            let netns = netns.open()?;
+            let known = this.state.lock().ipam.get(&id).is_some();
+            if known {
+                this.detach(&id, false)?;
+            }
+            match this.attach(&id, &netns, &ports) {
+                Ok(address) => Ok(vec![IpAddr::V4(address)]),
+                Err(e) => {
+                    // A taken host port must not cost the sandbox that has it.
+                    if let Err(undo) = this.detach(&id, true) {
+                        tracing::warn!(sandbox = %id, error = %undo, "undoing a failed attach failed too");
+                    }
+                    Err(e)
+                }
+            }
+        })
+        .await
+    }
+
+    /// Takes everything of [`PodNetwork::attach`] back. A sandbox that has nothing is no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn detach(&self, sandbox_id: &str) -> Result<(), PodError> {
+        let (this, id) = (self.inner.clone(), sandbox_id.to_string());
+        blocking(move || this.detach(&id, true)).await
+    }
+
+    /// Adds an address of the node's own (the cluster DNS address) to the bridge as a /32.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn add_address(&self, address: Ipv4Addr) -> Result<(), PodError> {
+        let mut state = self.inner.state.lock();
+        let index = state.route.index(&self.inner.config.bridge)?;
+        let mut m = Messages::new();
+        route::add_address(&mut m, index, address, 32);
+        Ok(state.route.send_all(m)?)
+    }
+
+    /// Removes every interface, route, table, kernel setting and file of this network.
+    ///
+    /// # Errors
+    /// The first refusal; the rest is removed all the same.
+    pub async fn cleanup(self) -> Result<(), PodError> {
+        blocking(move || {
+            let mut state = self.inner.state.lock();
+            let table = state.nft.remove_table(&self.inner.config.table);
+            drop(state);
+            let rest = cleanup(&self.inner.config.state_dir);
+            table?;
+            rest
+        })
+        .await
+    }
+}
+
+impl Inner {
+    fn attach(&self, id: &str, netns: &OwnedFd, ports: &[HostPort]) -> Result<Ipv4Addr, PodError> {
+        let name = host_link_name(id);
+        let address = {
+            let mut state = self.state.lock();
+            taken_port(&state.ipam, id, ports)?;
+            let address = state.ipam.allocate(id, ports)?;
+            let host = VethEnd {
+                name: &name,
+                mac: HOST_MAC,
+            };
+            let pod = VethEnd {
+                name: "eth0",
+                mac: pod_mac(address),
+            };
+            let alias = alias(id, &self.config.state_dir);
+            let make = |state: &mut State| {
+                let mut m = Messages::new();
+                route::add_veth(&mut m, &host, &pod, netns.as_raw_fd(), self.mtu, &alias);
+                state.route.send_all(m)
+            };
+            match make(&mut state) {
+                // Left over from a crash between making it and remembering it.
+                Err(e) if e.is(&[Errno::EXIST]) => {
+                    let mut m = Messages::new();
+                    route::delete_link(&mut m, &name);
+                    state.route.send_all(m)?;
+                    make(&mut state)?;
+                }
+                other => other?,
+            }
+            address
+        };
+        // The pod's end comes up first, so that the host's end finds its carrier and is ready when it comes up.
+        netlink::inside(netns, || configure_pod(address, self.gateway))?;
+        let mut state = self.state.lock();
+        let index = state.route.index(&name)?;
+        let mut m = Messages::new();
+        route::no_ipv6_addresses(&mut m, index);
+        route::set_conf(
+            &mut m,
+            index,
+            &[
+                (devconf::FORWARDING, 1),
+                // A pod sends from its own address only.
+                (devconf::RP_FILTER, 1),
+                (devconf::SEND_REDIRECTS, 0),
+                // 127.0.0.1:<node port> works from the node; the nft table keeps pods out of the node's loopback.
+                (devconf::ROUTE_LOCALNET, 1),
+            ],
+        );
+        route::set_up(&mut m, index);
+        route::link_route(&mut m, address, 32, index, Some(self.gateway));
+        route::permanent_neighbour(&mut m, index, address, pod_mac(address));
+        state.route.send_all(m)?;
+        if !ports.is_empty() {
+            let elements: Vec<Element> = ports.iter().map(|p| p.element(address)).collect();
+            let mut t = Transaction::new(&self.config.table);
+            t.add_elements(rules::HOST_PORTS, &elements);
+            state.nft.commit(t)?;
+        }
+        Ok(address)
+    }
+
+    fn detach(&self, id: &str, release: bool) -> Result<(), PodError> {
+        let mut state = self.state.lock();
+        let Some(record) = state.ipam.get(id).cloned() else {
+            return Ok(());
+        };
+        for port in &record.ports {
+            let mut t = Transaction::new(&self.config.table);
+            t.delete_elements(rules::HOST_PORTS, &[port.element(record.address)]);
+            match state.nft.commit(t) {
+                Err(e) if e.is(&[Errno::NOENT]) => {}
+                other => other?,
+            }
+        }
+        if record.ports.iter().any(|p| p.protocol == Protocol::Udp) {
+            // Clients that keep on sending would stay tied to the address.
+            state
+                .nft
+                .delete_flows(Protocol::Udp.number(), |f| f.reply.source == record.address)?;
+        }
+        let mut m = Messages::new();
+        route::delete_link(&mut m, &host_link_name(id));
+        state.route.send_all(m)?;
+        if release {
+            state.ipam.release(id);
+        }
+        Ok(())
+    }
+}
+
+fn taken_port(ipam: &Ipam, id: &str, ports: &[HostPort]) -> Result<(), PodError> {
+    for (other, record) in ipam.records().filter(|(other, _)| *other != id) {
+        for port in ports {
+            if record.ports.iter().any(|p| p.front() == port.front()) {
+                let (ip, protocol, number) = port.front();
+                return Err(PodError::HostPortTaken(
+                    format!("{ip}:{number}/{protocol:?}"),
+                    other.to_string(),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs in the pod's namespace.
+fn configure_pod(address: Ipv4Addr, gateway: Ipv4Addr) -> Result<(), PodError> {
+    const LOOPBACK: u32 = 1;
+    let mut socket = Socket::route()?;
+    let index = socket.index("eth0")?;
+    let mut m = Messages::new();
+    route::set_up(&mut m, LOOPBACK);
+    route::no_ipv6_addresses(&mut m, index);
+    route::add_address(&mut m, index, address, 32);
+    route::set_up(&mut m, index);
+    route::link_route(&mut m, gateway, 32, index, None);
+    route::permanent_neighbour(&mut m, index, gateway, HOST_MAC);
+    route::default_route(&mut m, gateway, index);
+    Ok(socket.send_all(m)?)
+}
+
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// Turns forwarding on and remembers in `node.json` what it was, before changing it.
+fn enable_forwarding(config: &PodNetworkConfig) -> Result<(), PodError> {
+    let fail = |e| PodError::Sysctl("net.ipv4.ip_forward", e);
+    let now = std::fs::read_to_string(IP_FORWARD).map_err(fail)?;
+    let file = config.state_dir.join("node.json");
+    let before = read_node_state(&config.state_dir).and_then(|s| s.ip_forward_was);
+    let off = now.trim() == "0";
+    let state = NodeState {
+        config: config.clone(),
+        ip_forward_was: before.or_else(|| off.then(|| now.trim().to_string())),
+    };
+    let bytes = serde_json::to_vec_pretty(&state).unwrap_or_default();
+    std::fs::write(&file, bytes).map_err(|e| PodError::State(file, e))?;
+    if off {
+        std::fs::write(IP_FORWARD, "1").map_err(fail)?;
+    }
+    Ok(())
+}
+
+fn read_node_state(state_dir: &Path) -> Option<NodeState> {
+    let bytes = std::fs::read(state_dir.join("node.json")).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Removes what a [`PodNetwork`] of this state directory made, from another process (`skiff reset`). A directory
+/// without state is no error.
+///
+/// # Errors
+/// The first refusal; the rest is removed all the same.
+pub fn cleanup(state_dir: &Path) -> Result<(), PodError> {
+    let Some(node) = read_node_state(state_dir) else {
+        return Ok(());
+    };
+    let config = &node.config;
+    let mut socket = Socket::route()?;
+    let mut first_error = None;
+    let mut note = |r: Result<(), PodError>| {
+        if let Err(e) = r {
+            first_error.get_or_insert(e);
+        }
+    };
+    let ours = format!(" of {}", state_dir.display());
+    let mut names: Vec<String> = Ipam::open(state_dir, config.pod_cidr)?
+        .records()
+        .map(|(id, _)| host_link_name(id))
+        .collect();
+    names.extend(
+        socket
+            .links()?
+            .into_iter()
+            .filter(|l| l.alias.as_deref().is_some_and(|a| a.ends_with(&ours)))
+            .map(|l| l.name),
+    );
+    names.push(config.bridge.clone());
+    for name in names {
+        let mut m = Messages::new();
+        route::delete_link(&mut m, &name);
+        note(socket.send_all(m).map_err(PodError::from));
+    }
+    let mut m = Messages::new();
+    route::delete_route(&mut m, config.pod_cidr.address(), config.pod_cidr.prefix());
+    note(socket.send_all(m).map_err(PodError::from));
+    note(
+        Socket::netfilter()
+            .and_then(|mut nft| nft.remove_table(&config.table))
+            .map_err(PodError::from),
+    );
+    if let Some(was) = &node.ip_forward_was {
+        note(
+            std::fs::write(IP_FORWARD, was).map_err(|e| PodError::Sysctl("net.ipv4.ip_forward", e)),
+        );
+    }
+    match first_error {
+        Some(e) => Err(e),
+        None => std::fs::remove_dir_all(state_dir)
+            .map_err(|e| PodError::State(state_dir.to_path_buf(), e)),
+    }
+}
+
+/// Notes what other programs of this machine do that can keep pods from being reached. Theirs to mend.
+fn warn_of_neighbours(config: &PodNetworkConfig, route: &mut Socket, nft: &mut Socket) {
+    const FORWARD: u32 = 2;
+    for chain in nft.base_chains().unwrap_or_default() {
+        if chain.hook == FORWARD && chain.drops && chain.table != config.table {
+            tracing::warn!(
+                table = %chain.table, chain = %chain.name, pods = %config.cluster_cidr,
+                "a firewall of this machine drops forwarded packets by default; pods are cut off unless it accepts their network"
+            );
+        }
+    }
+    let ours: HashSet<u32> = route
+        .links()
+        .unwrap_or_default()
+        .iter()
+        .filter(|l| l.name == config.bridge || l.alias.is_some())
+        .map(|l| l.index)
+        .collect();
+    for r in route.routes().unwrap_or_default() {
+        let other = Cidr::new(r.destination, r.prefix);
+        let mine =
+            r.protocol == route::RTPROT_SKIFF || r.interface.is_some_and(|i| ours.contains(&i));
+        for (what, cidr) in [("pod", config.pod_cidr), ("service", config.service_cidr)] {
+            if r.prefix > 0 && !mine && cidr.overlaps(&other) {
+                tracing::warn!(
+                    network = %cidr, route = %other,
+                    "the {what} network overlaps a route of this machine; choose another with --cluster-cidr or --service-cidr"
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_names_fit_the_kernel_and_tell_sandboxes_apart() {
+        let a = host_link_name("0a1b");
+        let b = host_link_name("0a1c");
+        assert_eq!(a.len(), 15);
+        assert_ne!(a, b);
+        assert_eq!(a, host_link_name("0a1b"));
+    }
+}
