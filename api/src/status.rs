@@ -15,6 +15,8 @@ pub struct Status {
     pub message: String,
     /// `details` (name, group, kind, uid, causes, retryAfterSeconds); Null when there are none.
     pub details: Value,
+    /// `metadata.continue` of a 410: a token with which the rest of a list can be had, though not of one state.
+    pub continue_token: String,
 }
 
 /// Group and plural resource name as messages show them: `deployments.apps "web"`.
@@ -48,6 +50,7 @@ impl Status {
             reason,
             message: message.into(),
             details: Value::Null,
+            continue_token: String::new(),
         }
     }
     /// 404 of an object.
@@ -205,6 +208,9 @@ impl Status {
         });
         if !self.details.is_null() {
             v["details"] = self.details.clone();
+        }
+        if !self.continue_token.is_empty() {
+            v["metadata"]["continue"] = self.continue_token.as_str().into();
         }
         v["code"] = self.code.into();
         v

@@ -1,0 +1,100 @@
+//! From a request's body to an object that is decoded and defaulted, and the validation that every kind shares. Decoding
+//! itself and the kinds' rules are the api crate's.
+
+use super::table::Row;
+use super::{Call, meta as rules};
+use crate::http::{body, negotiate};
+use axum::body::Body;
+use bytes::Bytes;
+use ::http::HeaderMap;
+use serde_json::Value;
+use skiff_api::decode::{self, Expect, Strictness};
+use skiff_api::field::FieldError;
+use skiff_api::status::Status;
+use skiff_api::{meta, names};
+
+/// Reads the request's body.
+///
+/// # Errors
+/// 413, 400.
+pub async fn body_of(headers: &HeaderMap, slot: &mut Body) -> Result<Bytes, Status> {
+    body::read(headers, std::mem::take(slot)).await
+}
+
+fn strictness(call: &Call) -> Strictness {
+    Strictness::parse(&call.options.field_validation).unwrap_or_default()
+}
+
+fn content_type(headers: &HeaderMap) -> &str {
+    match negotiate::media_type(headers) {
+        "" | "*/*" => "application/json",
+        other => other,
+    }
+}
+
+/// A body of any shape (DeleteOptions, Scale): JSON or YAML.
+///
+/// # Errors
+/// 400, 415.
+pub fn any(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, Status> {
+    let unreadable = |e: String| Status::bad_request(format!("the object provided is unrecognized: {e}"));
+    let value: Value = match negotiate::body_type(headers)? {
+        negotiate::BodyType::Json => serde_json::from_slice(bytes).map_err(|e| unreadable(e.to_string()))?,
+        negotiate::BodyType::Yaml => {
+            let text = std::str::from_utf8(bytes).map_err(|e| unreadable(e.to_string()))?;
+            serde_saphyr::from_str(text).map_err(|e| unreadable(e.to_string()))?
+        }
+    };
+    if value.is_object() { Ok(value) } else { Err(unreadable("it is no object".into())) }
+}
+
+/// An object of the row's kind, with its warnings: decoded by its schema and defaulted.
+///
+/// # Errors
+/// 400, 415.
+pub fn object(call: &Call, bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
+    let expect = Expect::row(&call.row);
+    let (mut object, warnings) = decode::decode(bytes, content_type(&call.headers), &expect, strictness(call))?;
+    rules::metadata(&mut object)?;
+    (call.row.strategy.default)(&mut object);
+    Ok((object, warnings))
+}
+
+/// The same for a patched object.
+///
+/// # Errors
+/// 400.
+pub fn finish(call: &Call, object: Value) -> Result<(Value, Vec<String>), Status> {
+    let (mut object, warnings) = decode::convert(object, &Expect::row(&call.row), strictness(call))?;
+    rules::metadata(&mut object)?;
+    (call.row.strategy.default)(&mut object);
+    Ok((object, warnings))
+}
+
+/// What a name of this kind may look like.
+fn name_rule(row: &Row) -> names::NameRule {
+    match (row.group.as_ref(), row.plural.as_ref()) {
+        ("rbac.authorization.k8s.io", _) => names::name_is_path_segment,
+        ("", "namespaces" | "services") => names::name_is_dns_label,
+        _ => names::name_is_dns_subdomain,
+    }
+}
+
+/// Errors of the metadata; `old` on updates.
+pub fn validate_metadata(row: &Row, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut errors = meta::validate(new, row.namespaced(), name_rule(row));
+    if let Some(old) = old {
+        errors.extend(meta::validate_update(new, old));
+    }
+    errors
+}
+
+/// Errors of the whole object; `old` on updates.
+pub fn validate(row: &Row, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut errors = validate_metadata(row, new, old);
+    errors.extend((row.strategy.validate)(new));
+    if let Some(old) = old {
+        errors.extend((row.strategy.validate_update)(new, old));
+    }
+    errors
+}
