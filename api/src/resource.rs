@@ -2,6 +2,7 @@
 //! themselves live in [`crate::kinds`]. No I/O.
 
 use crate::field::FieldError;
+use crate::names::{NameRule, name_is_dns_subdomain};
 use serde_json::Value;
 use std::borrow::Cow;
 
@@ -121,6 +122,8 @@ pub struct Context {
 /// labels, uid, generation zero to one, ownerReferences...) are applied by the registry and are not repeated here.
 #[derive(Clone)]
 pub struct Strategy {
+    /// What names of this kind may be (upstream's ValidateNameFunc).
+    pub name: NameRule,
     /// Fills defaults (upstream's SetDefaults_*), on create, update and patch alike. Idempotent.
     pub default: fn(&mut Value),
     /// Clears what a client may not set on create (status, for most kinds), sets server-made fields.
@@ -188,6 +191,7 @@ pub fn only_status(_: &Context, new: &mut Value, old: &Value) {
 impl Default for Strategy {
     fn default() -> Self {
         Self {
+            name: name_is_dns_subdomain,
             default: |_| {},
             prepare_create: drop_status,
             prepare_update: keep_status,

@@ -1,7 +1,9 @@
 //! The built-in rows of the resource table. Each group's `mod.rs` is its table (names, verbs, subresources); a file per
 //! kind holds that kind's rules (defaults, preparation, validation, columns). Nothing here does I/O.
 
-use crate::resource::{ALL_VERBS, CREATE_ONLY, Resource, Scope, Str, Strategy, Subresource};
+use crate::resource::{
+    ALL_VERBS, CREATE_ONLY, Column, Resource, Scope, SelectableField, Str, Strategy, Subresource,
+};
 use std::borrow::Cow;
 
 pub mod apps;
@@ -13,6 +15,9 @@ pub mod policy;
 pub mod rbac;
 pub mod reviews;
 pub mod storage;
+
+pub(crate) mod check;
+pub(crate) mod util;
 
 /// Every built-in row, in discovery order (core first, then groups in upstream's order of priority).
 pub fn builtin() -> Vec<Resource> {
@@ -135,6 +140,16 @@ impl Resource {
         self.verbs = verbs;
         self
     }
+    /// Sets the columns of the Table form.
+    pub(crate) fn columns(mut self, columns: Vec<Column>) -> Self {
+        self.columns = columns;
+        self
+    }
+    /// Sets the fields of field selectors.
+    pub(crate) fn fields(mut self, fields: Vec<SelectableField>) -> Self {
+        self.fields = fields;
+        self
+    }
     /// Sets the strategy.
     pub(crate) fn strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = strategy;
@@ -145,6 +160,19 @@ impl Resource {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource::Cell;
+    use serde_json::Value;
+
+    /// The cells of an object at a time.
+    pub fn cells(columns: &[Column], object: &Value, now: i64) -> Vec<Value> {
+        columns
+            .iter()
+            .map(|c| match &c.cell {
+                Cell::Fn(f) => f(object, now),
+                Cell::JsonPath(_) => Value::Null,
+            })
+            .collect()
+    }
 
     #[test]
     fn rows_are_unique_by_group_version_and_plural() {
@@ -172,6 +200,198 @@ mod tests {
         }
         for (name, n) in stored {
             assert_eq!(n, 1, "{name}");
+        }
+    }
+
+    /// Keys that the rules of some kind look at, so that random objects reach deep.
+    const KEYS: &[&str] = &[
+        "metadata",
+        "spec",
+        "status",
+        "template",
+        "containers",
+        "initContainers",
+        "ephemeralContainers",
+        "volumes",
+        "ports",
+        "name",
+        "image",
+        "env",
+        "valueFrom",
+        "fieldRef",
+        "fieldPath",
+        "resources",
+        "limits",
+        "requests",
+        "cpu",
+        "storage",
+        "selector",
+        "matchLabels",
+        "matchExpressions",
+        "labels",
+        "annotations",
+        "rules",
+        "subjects",
+        "roleRef",
+        "data",
+        "stringData",
+        "type",
+        "kind",
+        "strategy",
+        "rollingUpdate",
+        "maxSurge",
+        "maxUnavailable",
+        "replicas",
+        "metrics",
+        "jobTemplate",
+        "schedule",
+        "conditions",
+        "containerStatuses",
+        "state",
+        "terminated",
+        "tolerations",
+        "affinity",
+        "nodeAffinity",
+        "requiredDuringSchedulingIgnoredDuringExecution",
+        "nodeSelectorTerms",
+        "livenessProbe",
+        "httpGet",
+        "port",
+        "projected",
+        "sources",
+        "items",
+        "behavior",
+        "scaleUp",
+        "subsets",
+        "addresses",
+        "endpoints",
+        "taints",
+        "ingress",
+        "http",
+        "paths",
+        "backend",
+        "service",
+        "capacity",
+        "accessModes",
+        "hard",
+        "limitRange",
+        "min",
+        "max",
+        "series",
+        "restartCount",
+        "completions",
+        "parallelism",
+        "updateStrategy",
+        "volumeClaimTemplates",
+        "clusterIPs",
+    ];
+
+    fn json() -> impl proptest::strategy::Strategy<Value = Value> {
+        use proptest::prelude::*;
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            (-3i64..400).prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "[ -~é]{0,8}".prop_map(Value::from),
+            proptest::sample::select(vec![
+                "Always",
+                "RollingUpdate",
+                "Recreate",
+                "25%",
+                "1Gi",
+                "Exists",
+                "In",
+                "*/5 * * * *",
+                "Resource",
+                "Container",
+                "NodePort",
+                "LoadBalancer",
+                "2023-11-14T22:13:10Z",
+                "10.0.0.1",
+                "a.b/c"
+            ])
+            .prop_map(Value::from),
+        ];
+        leaf.prop_recursive(6, 80, 6, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::vec((proptest::sample::select(KEYS), inner), 0..6).prop_map(
+                    |l| { Value::Object(l.into_iter().map(|(k, v)| (k.to_string(), v)).collect()) }
+                ),
+            ]
+        })
+    }
+
+    fn exercise(row: &Resource, object: &Value, old: &Value) {
+        let c = crate::resource::Context {
+            now: "2023-11-14T22:13:10Z".into(),
+            user: "u".into(),
+        };
+        let s = &row.strategy;
+        let mut v = object.clone();
+        (s.default)(&mut v);
+        let once = v.clone();
+        (s.default)(&mut v);
+        assert_eq!(
+            v, once,
+            "{} defaults are not idempotent on {object}",
+            row.kind
+        );
+        (s.validate)(object);
+        (s.validate)(&v);
+        (s.validate_update)(&v, old);
+        (s.warnings)(&v);
+        cells(&row.columns, &v, 1_700_000_000);
+        cells(&row.columns, object, 1_700_000_000);
+        for f in &row.fields {
+            (f.get)(&v);
+        }
+        let mut created = v.clone();
+        (s.prepare_create)(&c, &mut created);
+        let mut updated = v.clone();
+        (s.prepare_update)(&c, &mut updated, old);
+        let mut status = v.clone();
+        (s.prepare_status_update)(&c, &mut status, old);
+        (row.to_stored)(&mut v);
+        (row.from_stored)(&mut v);
+    }
+
+    #[test]
+    fn rules_take_the_barest_objects() {
+        for row in builtin() {
+            for object in [
+                serde_json::json!({}),
+                serde_json::json!({"metadata": {"name": "x"}, "spec": {}, "status": {}}),
+                serde_json::json!({"spec": {"template": {"spec": {"containers": [{}], "volumes": [{}]}}, "ports": [{}]}}),
+            ] {
+                exercise(&row, &object, &serde_json::json!({}));
+            }
+        }
+    }
+
+    #[test]
+    fn every_row_that_is_read_has_columns_and_a_schema() {
+        for row in builtin() {
+            if row.verbs.contains(&"list") {
+                assert!(!row.columns.is_empty(), "{}", row.kind);
+            }
+            assert!(
+                crate::schema::find(&row.schema).is_some(),
+                "{} has no schema",
+                row.schema
+            );
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(150))]
+        #[test]
+        fn no_json_makes_a_rule_panic(a in json(), b in json()) {
+            for row in builtin() {
+                exercise(&row, &a, &b);
+            }
         }
     }
 }

@@ -1,7 +1,29 @@
 //! The rows of the core group (`v1`) and of events.k8s.io, which shares its objects with core events.
 
+pub mod config_map;
+pub mod container;
+pub mod endpoints;
+pub mod event;
+pub mod limit_range;
+pub mod namespace;
+pub mod node;
+pub mod persistent_volume;
+pub mod persistent_volume_claim;
+pub mod pod;
+pub mod pod_spec;
+pub mod pod_template;
+pub mod pod_validate;
+pub mod replication_controller;
+pub mod resource_quota;
+pub mod resources;
+pub mod scheduling;
+pub mod secret;
+pub mod service;
+pub mod service_account;
+pub mod volume;
+
 use super::{CREATE_GET, GET_PATCH_UPDATE, PROXY, row, virtual_row};
-use crate::resource::{Resource, Scope, Strategy};
+use crate::resource::{Resource, Scope};
 
 use Scope::{Cluster, Namespaced};
 
@@ -19,45 +41,54 @@ fn v1(kind: &'static str, plural: &'static str, scope: Scope) -> Resource {
 pub fn rows() -> Vec<Resource> {
     vec![
         virtual_row("", "v1", "Binding", "bindings", Namespaced),
-        v1("ConfigMap", "configmaps", Namespaced).short("cm"),
+        v1("ConfigMap", "configmaps", Namespaced)
+            .short("cm")
+            .strategy(config_map::strategy())
+            .columns(config_map::columns()),
         v1("Endpoints", "endpoints", Namespaced)
             .short("ep")
-            .strategy(Strategy {
-                allow_create_on_update: true,
-                ..Strategy::default()
-            }),
+            .strategy(endpoints::strategy())
+            .columns(endpoints::columns()),
         v1("Event", "events", Namespaced)
             .short("ev")
-            .strategy(Strategy {
-                allow_create_on_update: true,
-                ..Strategy::default()
-            }),
+            .strategy(event::strategy())
+            .columns(event::columns())
+            .fields(event::fields()),
         v1("LimitRange", "limitranges", Namespaced)
             .short("limits")
-            .strategy(Strategy {
-                allow_create_on_update: true,
-                ..Strategy::default()
-            }),
+            .strategy(limit_range::strategy())
+            .columns(limit_range::columns()),
         v1("Namespace", "namespaces", Cluster)
             .short("ns")
             .verbs(NAMESPACE_VERBS)
             .status()
-            .sub("finalize", ("", "v1", "Namespace"), &["update"]),
-        v1("Node", "nodes", Cluster).short("no").status().sub(
-            "proxy",
-            ("", "v1", "NodeProxyOptions"),
-            PROXY,
-        ),
+            .sub("finalize", ("", "v1", "Namespace"), &["update"])
+            .strategy(namespace::strategy())
+            .columns(namespace::columns())
+            .fields(namespace::fields()),
+        v1("Node", "nodes", Cluster)
+            .short("no")
+            .status()
+            .sub("proxy", ("", "v1", "NodeProxyOptions"), PROXY)
+            .strategy(node::strategy())
+            .columns(node::columns())
+            .fields(node::fields()),
         v1(
             "PersistentVolumeClaim",
             "persistentvolumeclaims",
             Namespaced,
         )
         .short("pvc")
-        .status(),
+        .status()
+        .strategy(persistent_volume_claim::strategy())
+        .columns(persistent_volume_claim::columns())
+        .fields(persistent_volume_claim::fields()),
         v1("PersistentVolume", "persistentvolumes", Cluster)
             .short("pv")
-            .status(),
+            .status()
+            .strategy(persistent_volume::strategy())
+            .columns(persistent_volume::columns())
+            .fields(persistent_volume::fields()),
         v1("Pod", "pods", Namespaced)
             .short("po")
             .in_all()
@@ -74,8 +105,13 @@ pub fn rows() -> Vec<Resource> {
                 CREATE_GET,
             )
             .sub("proxy", ("", "v1", "PodProxyOptions"), PROXY)
-            .sub("resize", ("", "v1", "Pod"), GET_PATCH_UPDATE),
-        v1("PodTemplate", "podtemplates", Namespaced),
+            .sub("resize", ("", "v1", "Pod"), GET_PATCH_UPDATE)
+            .strategy(pod::strategy())
+            .columns(pod::columns())
+            .fields(pod::fields()),
+        v1("PodTemplate", "podtemplates", Namespaced)
+            .strategy(pod_template::strategy())
+            .columns(pod_template::columns()),
         v1(
             "ReplicationController",
             "replicationcontrollers",
@@ -85,30 +121,35 @@ pub fn rows() -> Vec<Resource> {
         .in_all()
         .status()
         .scale()
-        .strategy(Strategy {
-            generation: true,
-            ..Strategy::default()
-        }),
+        .strategy(replication_controller::strategy())
+        .columns(replication_controller::columns())
+        .fields(replication_controller::fields()),
         v1("ResourceQuota", "resourcequotas", Namespaced)
             .short("quota")
-            .status(),
-        v1("Secret", "secrets", Namespaced),
+            .status()
+            .strategy(resource_quota::strategy())
+            .columns(resource_quota::columns()),
+        v1("Secret", "secrets", Namespaced)
+            .strategy(secret::strategy())
+            .columns(secret::columns())
+            .fields(secret::fields()),
         v1("ServiceAccount", "serviceaccounts", Namespaced)
             .short("sa")
             .sub(
                 "token",
                 ("authentication.k8s.io", "v1", "TokenRequest"),
                 &["create"],
-            ),
+            )
+            .strategy(service_account::strategy())
+            .columns(service_account::columns()),
         v1("Service", "services", Namespaced)
             .short("svc")
             .in_all()
             .status()
             .sub("proxy", ("", "v1", "ServiceProxyOptions"), PROXY)
-            .strategy(Strategy {
-                allow_create_on_update: true,
-                ..Strategy::default()
-            }),
+            .strategy(service::strategy())
+            .columns(service::columns())
+            .fields(service::fields()),
     ]
 }
 
@@ -116,11 +157,12 @@ pub fn rows() -> Vec<Resource> {
 pub fn events_k8s_io_rows() -> Vec<Resource> {
     let mut events = row("events.k8s.io", "v1", "Event", "events", Namespaced)
         .short("ev")
-        .strategy(Strategy {
-            allow_create_on_update: true,
-            ..Strategy::default()
-        });
+        .strategy(event::strategy_new())
+        .columns(event::columns())
+        .fields(event::fields_new());
     events.storage = "core/events".into();
     events.stored = false;
+    events.to_stored = event::to_core;
+    events.from_stored = event::from_core;
     vec![events]
 }

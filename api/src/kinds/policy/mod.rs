@@ -1,7 +1,9 @@
-//! The row of `policy/v1`.
+//! The row of `policy/v1`. Evictions are a subresource of pods.
+
+pub mod pod_disruption_budget;
 
 use super::row;
-use crate::resource::{Resource, Scope::Namespaced, Strategy};
+use crate::resource::{Resource, Scope::Namespaced};
 
 /// Rows of `policy/v1`.
 pub fn rows() -> Vec<Resource> {
@@ -15,10 +17,7 @@ pub fn rows() -> Vec<Resource> {
         )
         .short("pdb")
         .status()
-        .strategy(Strategy {
-            generation: true,
-            allow_unconditional_update: false,
-            ..Strategy::default()
-        }),
+        .strategy(pod_disruption_budget::strategy())
+        .columns(pod_disruption_budget::columns()),
     ]
 }

@@ -1,0 +1,843 @@
+//! Validation of containers: the three lists of a pod spec and what a container holds (validateContainers,
+//! validateInitContainers, validateEphemeralContainers and below of pkg/apis/core/validation).
+
+use super::resources;
+use super::volume;
+use crate::field::FieldError;
+use crate::kinds::check;
+use crate::kinds::util::*;
+use serde_json::Value;
+
+const PULL_POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
+const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
+const HANDLERS: &[&str] = &["exec", "httpGet", "tcpSocket", "grpc"];
+const LIFECYCLE_HANDLERS: &[&str] = &["exec", "httpGet", "tcpSocket", "sleep"];
+const MAY_NOT_INIT: &str = "may not be set for init containers without restartPolicy=Always";
+
+/// What container rules need to know of their pod.
+pub struct PodFacts<'a> {
+    /// The pod's volumes.
+    pub volumes: &'a [Value],
+    /// In a pod (not in a template): some rules are stricter there.
+    pub is_pod: bool,
+}
+
+/// All containers of the spec, in upstream's order.
+pub fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &mut Errors) {
+    let containers = items(spec, "containers");
+    let inits = items(spec, "initContainers");
+    let ephemerals = items(spec, "ephemeralContainers");
+
+    let cp = path.child("containers");
+    if containers.is_empty() {
+        errs.push(FieldError::required(&cp, ""));
+    }
+    let mut names: Vec<&str> = Vec::new();
+    for (i, c) in containers.iter().enumerate() {
+        let p = cp.index(i);
+        common(c, facts, &p, errs);
+        let name = text(c, "name");
+        if names.contains(&name) && !name.is_empty() {
+            errs.push(FieldError::duplicate(p.child("name"), name));
+        }
+        names.push(name);
+        lifecycle_and_probes(c, &p, errs);
+        one_of(
+            c,
+            "restartPolicy",
+            &["Always", "Never", "OnFailure"],
+            &p,
+            errs,
+        );
+    }
+    host_port_conflicts(containers, &cp, errs);
+
+    let ip = path.child("initContainers");
+    for (i, c) in inits.iter().enumerate() {
+        let p = ip.index(i);
+        common(c, facts, &p, errs);
+        let name = text(c, "name");
+        if names.contains(&name) && !name.is_empty() {
+            errs.push(FieldError::duplicate(p.child("name"), name));
+        }
+        names.push(name);
+        host_port_conflicts(std::slice::from_ref(c), &ip, errs);
+        one_of(
+            c,
+            "restartPolicy",
+            &["Always", "Never", "OnFailure"],
+            &p,
+            errs,
+        );
+        if text(c, "restartPolicy") == "Always" {
+            lifecycle_and_probes(c, &p, errs);
+        } else {
+            for key in [
+                "lifecycle",
+                "livenessProbe",
+                "readinessProbe",
+                "startupProbe",
+            ] {
+                if has(c, key) {
+                    errs.push(FieldError::forbidden(p.child(key), MAY_NOT_INIT));
+                }
+            }
+            if !is_empty(at(c, "resizePolicy")) {
+                errs.push(FieldError::invalid(
+                    p.child("resizePolicy"),
+                    at(c, "resizePolicy").clone(),
+                    "must not be set for init containers",
+                ));
+            }
+        }
+    }
+
+    let ep = path.child("ephemeralContainers");
+    for (i, c) in ephemerals.iter().enumerate() {
+        let p = ep.index(i);
+        common(c, facts, &p, errs);
+        let name = text(c, "name");
+        if names.contains(&name) && !name.is_empty() {
+            errs.push(FieldError::duplicate(p.child("name"), name));
+        }
+        names.push(name);
+        let target = text(c, "targetContainerName");
+        if !target.is_empty() && !containers.iter().any(|x| text(x, "name") == target) {
+            errs.push(FieldError::not_found(
+                p.child("targetContainerName"),
+                target,
+            ));
+        }
+        for key in [
+            "lifecycle",
+            "livenessProbe",
+            "ports",
+            "readinessProbe",
+            "resizePolicy",
+            "restartPolicy",
+            "startupProbe",
+        ] {
+            if !is_empty(at(c, key)) {
+                errs.push(FieldError::forbidden(
+                    p.child(key),
+                    "cannot be set for an Ephemeral Container",
+                ));
+            }
+        }
+        if !is_empty(at(c, "resources.limits")) || !is_empty(at(c, "resources.requests")) {
+            errs.push(FieldError::forbidden(
+                p.child("resources"),
+                "cannot be set for an Ephemeral Container",
+            ));
+        }
+        for (j, m) in items(c, "volumeMounts").iter().enumerate() {
+            let mp = p.child("volumeMounts");
+            let m_path = mp.index(j);
+            for key in ["subPath", "subPathExpr"] {
+                if !text(m, key).is_empty() {
+                    errs.push(FieldError::forbidden(
+                        m_path.child(key),
+                        "cannot be set for an Ephemeral Container",
+                    ));
+                }
+            }
+        }
+    }
+}
+
+/// validateContainerCommon.
+fn common(c: &Value, facts: &PodFacts<'_>, p: &Path<'_>, errs: &mut Errors) {
+    let name = text(c, "name");
+    if name.is_empty() {
+        errs.push(FieldError::required(p.child("name"), ""));
+    } else {
+        check::dns_label(name, &p.child("name"), errs);
+    }
+    let image = text(c, "image");
+    if image.is_empty() {
+        errs.push(FieldError::required(p.child("image"), ""));
+    } else if facts.is_pod && image.trim() != image {
+        errs.push(FieldError::invalid(
+            p.child("image"),
+            image,
+            "must not have leading or trailing whitespace",
+        ));
+    }
+    one_of(
+        c,
+        "terminationMessagePolicy",
+        &["FallbackToLogsOnError", "File"],
+        p,
+        errs,
+    );
+    ports(items(c, "ports"), &p.child("ports"), errs);
+    env(items(c, "env"), &p.child("env"), errs);
+    env_from(items(c, "envFrom"), &p.child("envFrom"), errs);
+    let privileged = truth(c, "securityContext.privileged");
+    volume_mounts(c, privileged, facts, &p.child("volumeMounts"), errs);
+    volume_devices(c, facts, &p.child("volumeDevices"), errs);
+    one_of(c, "imagePullPolicy", PULL_POLICIES, p, errs);
+    resources::validate_container(at(c, "resources"), &p.child("resources"), errs);
+    security_context(at(c, "securityContext"), &p.child("securityContext"), errs);
+    for (i, r) in items(c, "resizePolicy").iter().enumerate() {
+        let rp = p.child("resizePolicy");
+        let ip = rp.index(i);
+        one_of(r, "resourceName", &["cpu", "memory"], &ip, errs);
+        one_of(
+            r,
+            "restartPolicy",
+            &["NotRequired", "RestartContainer"],
+            &ip,
+            errs,
+        );
+    }
+}
+
+fn ports(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
+    let mut names: Vec<&str> = Vec::new();
+    for (i, port) in list.iter().enumerate() {
+        let p = path.index(i);
+        let name = text(port, "name");
+        if !name.is_empty() {
+            let before = errs.len();
+            check::port_name(name, &p.child("name"), errs);
+            if errs.len() == before {
+                if names.contains(&name) {
+                    errs.push(FieldError::duplicate(p.child("name"), name));
+                } else {
+                    names.push(name);
+                }
+            }
+        }
+        match int0(port, "containerPort") {
+            0 => errs.push(FieldError::required(p.child("containerPort"), "")),
+            n => check::port_number(n, &p.child("containerPort"), errs),
+        }
+        match int0(port, "hostPort") {
+            0 => {}
+            n => check::port_number(n, &p.child("hostPort"), errs),
+        }
+        if text(port, "protocol").is_empty() {
+            errs.push(FieldError::required(p.child("protocol"), ""));
+        }
+        one_of(port, "protocol", PROTOCOLS, &p, errs);
+    }
+}
+
+/// Two containers of a pod may not ask for the same port of the host.
+fn host_port_conflicts(containers: &[Value], path: &Path<'_>, errs: &mut Errors) {
+    let mut seen: Vec<String> = Vec::new();
+    for (i, c) in containers.iter().enumerate() {
+        for (j, port) in items(c, "ports").iter().enumerate() {
+            let n = int0(port, "hostPort");
+            if n == 0 {
+                continue;
+            }
+            let key = format!("{}/{}/{n}", text(port, "protocol"), text(port, "hostIP"));
+            if seen.contains(&key) {
+                let cp = path.index(i);
+                let list = cp.child("ports");
+                errs.push(FieldError::duplicate(list.index(j).child("hostPort"), key));
+            } else {
+                seen.push(key);
+            }
+        }
+    }
+}
+
+/// With the host's network the host port is the container port (in templates it may be left out).
+pub fn host_network_ports(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
+    if !truth(spec, "hostNetwork") {
+        return;
+    }
+    let cp = path.child("containers");
+    for (i, c) in items(spec, "containers").iter().enumerate() {
+        for (j, port) in items(c, "ports").iter().enumerate() {
+            let (host, container) = (int0(port, "hostPort"), int0(port, "containerPort"));
+            if (is_pod || host != 0) && host != container {
+                let ip = cp.index(i);
+                let list = ip.child("ports");
+                errs.push(FieldError::invalid(
+                    list.index(j).child("hostPort"),
+                    host,
+                    "must match `containerPort` when `hostNetwork` is true",
+                ));
+            }
+        }
+    }
+}
+
+fn env_name(name: &str, path: &Path<'_>, errs: &mut Errors) {
+    if !name.chars().all(|c| (' '..='~').contains(&c) && c != '=') {
+        errs.push(FieldError::invalid(
+            path,
+            name,
+            "a valid environment variable name must consist only of printable ASCII characters other than '='",
+        ));
+    }
+}
+
+fn env(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
+    for (i, e) in list.iter().enumerate() {
+        let p = path.index(i);
+        let name = text(e, "name");
+        if name.is_empty() {
+            errs.push(FieldError::required(p.child("name"), ""));
+        } else {
+            env_name(name, &p.child("name"), errs);
+        }
+        let from = at(e, "valueFrom");
+        if !from.is_null() {
+            value_from(
+                from,
+                !text(e, "value").is_empty(),
+                &p.child("valueFrom"),
+                errs,
+            );
+        }
+    }
+}
+
+const ENV_FIELDS: &[&str] = &[
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+
+fn value_from(from: &Value, has_value: bool, p: &Path<'_>, errs: &mut Errors) {
+    let mut count = 0;
+    let field = at(from, "fieldRef");
+    if !field.is_null() {
+        count += 1;
+        object_field(field, ENV_FIELDS, &p.child("fieldRef"), errs);
+    }
+    let resource = at(from, "resourceFieldRef");
+    if !resource.is_null() {
+        count += 1;
+        resource_field(resource, false, &p.child("resourceFieldRef"), errs);
+    }
+    for key in ["configMapKeyRef", "secretKeyRef"] {
+        let r = at(from, key);
+        if !r.is_null() {
+            count += 1;
+            let rp = p.child(key);
+            let k = text(r, "key");
+            if k.is_empty() {
+                errs.push(FieldError::required(rp.child("key"), ""));
+            } else {
+                check::config_map_key(k, &rp.child("key"), errs);
+            }
+        }
+    }
+    let file = at(from, "fileKeyRef");
+    if !file.is_null() {
+        count += 1;
+        let fp = p.child("fileKeyRef");
+        for key in ["key", "volumeName", "path"] {
+            require(file, key, &fp, errs);
+        }
+    }
+    if count == 0 {
+        errs.push(FieldError::invalid(
+            p,
+            "",
+            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
+        ));
+    } else if has_value {
+        errs.push(FieldError::invalid(
+            p,
+            "",
+            "may not be specified when `value` is not empty",
+        ));
+    } else if count > 1 {
+        errs.push(FieldError::invalid(
+            p,
+            "",
+            "may not have more than one field specified at a time",
+        ));
+    }
+}
+
+/// Fields of a pod that a fieldRef can name at all (the pod's field label conversion).
+const POD_FIELDS: &[&str] = &[
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.labels",
+    "metadata.annotations",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.serviceAccountName",
+    "spec.schedulerName",
+    "spec.hostNetwork",
+    "status.phase",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+    "status.nominatedNodeName",
+];
+
+/// validateObjectFieldSelector: `metadata.labels['key']` and annotations likewise, or one of `allowed`.
+pub fn object_field(f: &Value, allowed: &[&str], p: &Path<'_>, errs: &mut Errors) {
+    if text(f, "apiVersion").is_empty() {
+        errs.push(FieldError::required(p.child("apiVersion"), ""));
+        return;
+    }
+    let field = text(f, "fieldPath");
+    if field.is_empty() {
+        errs.push(FieldError::required(p.child("fieldPath"), ""));
+        return;
+    }
+    let fp = p.child("fieldPath");
+    if let Some((base, rest)) = field.split_once("['") {
+        let key = rest.strip_suffix("']");
+        match (base, key) {
+            ("metadata.annotations", Some(key)) => {
+                check::qualified_name(&key.to_lowercase(), &fp, errs);
+            }
+            ("metadata.labels", Some(key)) => check::qualified_name(key, &fp, errs),
+            _ => errs.push(FieldError::invalid(
+                &fp,
+                field,
+                format!("error converting fieldPath: field label not supported: {field}"),
+            )),
+        }
+        return;
+    }
+    if !POD_FIELDS.contains(&field) {
+        errs.push(FieldError::invalid(
+            &fp,
+            field,
+            format!("error converting fieldPath: field label not supported: {field}"),
+        ));
+    } else if !allowed.contains(&field) {
+        errs.push(FieldError::not_supported(&fp, field, allowed));
+    }
+}
+
+const RESOURCE_FIELDS: &[&str] = &[
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+];
+
+/// validateContainerResourceFieldSelector; in a volume the container must be named.
+pub fn resource_field(f: &Value, volume: bool, p: &Path<'_>, errs: &mut Errors) {
+    if volume && text(f, "containerName").is_empty() {
+        errs.push(FieldError::required(p.child("containerName"), ""));
+        return;
+    }
+    let resource = text(f, "resource");
+    if resource.is_empty() {
+        errs.push(FieldError::required(p.child("resource"), ""));
+        return;
+    }
+    let huge =
+        resource.starts_with("limits.hugepages-") || resource.starts_with("requests.hugepages-");
+    if !RESOURCE_FIELDS.contains(&resource) && !huge {
+        errs.push(FieldError::not_supported(
+            p.child("resource"),
+            resource,
+            RESOURCE_FIELDS,
+        ));
+        return;
+    }
+    let divisor = match at(f, "divisor") {
+        Value::String(s) => s.clone(),
+        Value::Number(n) => n.to_string(),
+        _ => return,
+    };
+    let (choices, text): (&[&str], &str) = if resource.ends_with(".cpu") {
+        (
+            &["0", "1m", "1"],
+            "only divisor's values 1m and 1 are supported with the cpu resource",
+        )
+    } else {
+        (
+            &[
+                "0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi",
+                "1Ei",
+            ],
+            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with this resource",
+        )
+    };
+    if !choices.contains(&divisor.as_str()) {
+        errs.push(FieldError::invalid(p.child("divisor"), divisor, text));
+    }
+}
+
+fn env_from(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
+    for (i, e) in list.iter().enumerate() {
+        let p = path.index(i);
+        let prefix = text(e, "prefix");
+        if !prefix.is_empty() {
+            env_name(prefix, &p.child("prefix"), errs);
+        }
+        let mut count = 0;
+        for key in ["configMapRef", "secretRef"] {
+            let r = at(e, key);
+            if !r.is_null() {
+                count += 1;
+                require(r, "name", &p.child(key), errs);
+            }
+        }
+        if count == 0 {
+            errs.push(FieldError::invalid(
+                path,
+                "",
+                "must specify one of: `configMapRef` or `secretRef`",
+            ));
+        } else if count > 1 {
+            errs.push(FieldError::invalid(
+                path,
+                "",
+                "may not have more than one field specified at a time",
+            ));
+        }
+    }
+}
+
+fn volume_mounts(
+    c: &Value,
+    privileged: bool,
+    facts: &PodFacts<'_>,
+    path: &Path<'_>,
+    errs: &mut Errors,
+) {
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, m) in items(c, "volumeMounts").iter().enumerate() {
+        let p = path.index(i);
+        let name = require(m, "name", &p, errs);
+        if !facts.volumes.iter().any(|v| text(v, "name") == name) {
+            errs.push(FieldError::not_found(p.child("name"), name));
+        }
+        let mount_path = require(m, "mountPath", &p, errs);
+        if seen.contains(&mount_path) {
+            errs.push(FieldError::invalid(
+                p.child("mountPath"),
+                mount_path,
+                "must be unique",
+            ));
+        }
+        seen.push(mount_path);
+        if items(c, "volumeDevices")
+            .iter()
+            .any(|d| text(d, "name") == name)
+            && !name.is_empty()
+        {
+            errs.push(FieldError::invalid(
+                p.child("name"),
+                name,
+                "must not already exist in volumeDevices",
+            ));
+        }
+        let sub = text(m, "subPath");
+        if !sub.is_empty() {
+            volume::local_descending_path(sub, &p.child("subPath"), errs);
+        }
+        let expr = text(m, "subPathExpr");
+        if !expr.is_empty() {
+            if !sub.is_empty() {
+                errs.push(FieldError::invalid(
+                    p.child("subPathExpr"),
+                    expr,
+                    "subPathExpr and subPath are mutually exclusive",
+                ));
+            }
+            volume::local_descending_path(expr, &p.child("subPathExpr"), errs);
+        }
+        one_of(
+            m,
+            "mountPropagation",
+            &["Bidirectional", "HostToContainer", "None"],
+            &p,
+            errs,
+        );
+        if text(m, "mountPropagation") == "Bidirectional" && !privileged {
+            errs.push(FieldError::forbidden(
+                p.child("mountPropagation"),
+                "Bidirectional mount propagation is available only to privileged containers",
+            ));
+        }
+        let recursive = text(m, "recursiveReadOnly");
+        if !recursive.is_empty() && recursive != "Disabled" && !truth(m, "readOnly") {
+            errs.push(FieldError::forbidden(
+                p.child("recursiveReadOnly"),
+                "may only be specified when readOnly is true",
+            ));
+        }
+        one_of(
+            m,
+            "recursiveReadOnly",
+            &["Disabled", "Enabled", "IfPossible"],
+            &p,
+            errs,
+        );
+    }
+}
+
+fn volume_devices(c: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &mut Errors) {
+    let mut names: Vec<&str> = Vec::new();
+    let mut paths: Vec<&str> = Vec::new();
+    for (i, d) in items(c, "volumeDevices").iter().enumerate() {
+        let p = path.index(i);
+        let name = require(d, "name", &p, errs);
+        if names.contains(&name) {
+            errs.push(FieldError::invalid(p.child("name"), name, "must be unique"));
+        }
+        match facts.volumes.iter().find(|v| text(v, "name") == name) {
+            None => errs.push(FieldError::not_found(p.child("name"), name)),
+            Some(v) if !has(v, "persistentVolumeClaim") && !has(v, "ephemeral") => {
+                errs.push(FieldError::invalid(
+                    p.child("name"),
+                    name,
+                    "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode",
+                ));
+            }
+            Some(_) => {}
+        }
+        let device = require(d, "devicePath", &p, errs);
+        if !device.is_empty() && paths.contains(&device) {
+            errs.push(FieldError::invalid(
+                p.child("devicePath"),
+                device,
+                "must be unique",
+            ));
+        }
+        names.push(name);
+        paths.push(device);
+    }
+}
+
+fn lifecycle_and_probes(c: &Value, p: &Path<'_>, errs: &mut Errors) {
+    for key in ["postStart", "preStop"] {
+        let lifecycle = at(c, "lifecycle");
+        let h = at(lifecycle, key);
+        if !h.is_null() {
+            let lp = p.child("lifecycle");
+            handler(h, LIFECYCLE_HANDLERS, &lp.child(key), errs);
+        }
+    }
+    for key in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        let pr = at(c, key);
+        if pr.is_null() {
+            continue;
+        }
+        let pp = p.child(key);
+        handler(pr, HANDLERS, &pp, errs);
+        for n in [
+            "initialDelaySeconds",
+            "timeoutSeconds",
+            "periodSeconds",
+            "successThreshold",
+            "failureThreshold",
+        ] {
+            non_negative(pr, n, &pp, errs);
+        }
+        let grace = int(pr, "terminationGracePeriodSeconds");
+        if grace.is_some_and(|g| g <= 0) {
+            errs.push(FieldError::invalid(
+                pp.child("terminationGracePeriodSeconds"),
+                grace.unwrap_or(0),
+                "must be greater than 0",
+            ));
+        }
+        if key != "readinessProbe" && int(pr, "successThreshold").is_some_and(|n| n != 1) {
+            errs.push(FieldError::invalid(
+                pp.child("successThreshold"),
+                int0(pr, "successThreshold"),
+                "must be 1",
+            ));
+        }
+        if key == "readinessProbe" && grace.is_some() {
+            errs.push(FieldError::invalid(
+                pp.child("terminationGracePeriodSeconds"),
+                grace.unwrap_or(0),
+                "must not be set for readinessProbes",
+            ));
+        }
+    }
+}
+
+fn handler(h: &Value, kinds: &[&str], p: &Path<'_>, errs: &mut Errors) {
+    let mut count = 0;
+    for kind in kinds {
+        let action = at(h, kind);
+        if action.is_null() {
+            continue;
+        }
+        count += 1;
+        let ap = p.child(kind);
+        if count > 1 {
+            errs.push(FieldError::forbidden(
+                &ap,
+                "may not specify more than 1 handler type",
+            ));
+            continue;
+        }
+        match *kind {
+            "exec" => {
+                if items(action, "command").is_empty() {
+                    errs.push(FieldError::required(ap.child("command"), ""));
+                }
+            }
+            "httpGet" => {
+                require(action, "path", &ap, errs);
+                check::port_int_or_name(at(action, "port"), &ap.child("port"), errs);
+                one_of(action, "scheme", &["HTTP", "HTTPS"], &ap, errs);
+                for (i, header) in items(action, "httpHeaders").iter().enumerate() {
+                    let list = ap.child("httpHeaders");
+                    let hp = list.index(i);
+                    let name = text(header, "name");
+                    if name.is_empty()
+                        || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                    {
+                        errs.push(FieldError::invalid(
+                            hp.child("name"),
+                            name,
+                            "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')",
+                        ));
+                    }
+                }
+            }
+            "tcpSocket" => check::port_int_or_name(at(action, "port"), &ap.child("port"), errs),
+            "grpc" => check::port_number(int0(action, "port"), &ap.child("port"), errs),
+            "sleep" => {
+                let s = int0(action, "seconds");
+                if s < 0 {
+                    errs.push(FieldError::invalid(
+                        ap.child("seconds"),
+                        s,
+                        "must be greater than or equal to 0",
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    if count == 0 {
+        errs.push(FieldError::required(p, "must specify a handler type"));
+    }
+}
+
+/// ValidateSecurityContext.
+fn security_context(s: &Value, p: &Path<'_>, errs: &mut Errors) {
+    if s.is_null() {
+        return;
+    }
+    user_id(s, "runAsUser", p, errs);
+    user_id(s, "runAsGroup", p, errs);
+    one_of(s, "procMount", &["Default", "Unmasked"], p, errs);
+    seccomp(at(s, "seccompProfile"), &p.child("seccompProfile"), errs);
+    app_armor(at(s, "appArmorProfile"), &p.child("appArmorProfile"), errs);
+    if at(s, "allowPrivilegeEscalation") == &Value::Bool(false) {
+        if truth(s, "privileged") {
+            errs.push(FieldError::invalid(
+                p,
+                s.clone(),
+                "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+            ));
+        }
+        if items(s, "capabilities.add")
+            .iter()
+            .any(|c| c == "CAP_SYS_ADMIN")
+        {
+            errs.push(FieldError::invalid(
+                p,
+                s.clone(),
+                "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
+            ));
+        }
+    }
+}
+
+/// A user or group id: 0 to 2^31-1.
+pub fn user_id(s: &Value, key: &str, p: &Path<'_>, errs: &mut Errors) {
+    if let Some(id) = int(s, key) {
+        id_range(id, &p.child(key), errs);
+    }
+}
+
+/// The range of user and group ids.
+pub fn id_range(id: i64, p: &Path<'_>, errs: &mut Errors) {
+    if !(0..=2_147_483_647).contains(&id) {
+        errs.push(FieldError::invalid(
+            p,
+            id,
+            "must be between 0 and 2147483647, inclusive",
+        ));
+    }
+}
+
+/// ValidateSeccompProfileField.
+pub fn seccomp(s: &Value, p: &Path<'_>, errs: &mut Errors) {
+    if s.is_null() {
+        return;
+    }
+    let kind = require(s, "type", p, errs);
+    let local = text(s, "localhostProfile");
+    if has(s, "localhostProfile") && kind != "Localhost" {
+        errs.push(FieldError::invalid(
+            p.child("localhostProfile"),
+            local,
+            "can only be set when seccomp type is Localhost",
+        ));
+    }
+    if kind == "Localhost" {
+        if has(s, "localhostProfile") {
+            volume::local_descending_path(local, &p.child("localhostProfile"), errs);
+        } else {
+            errs.push(FieldError::required(
+                p.child("localhostProfile"),
+                "must be set when seccomp type is Localhost",
+            ));
+        }
+    }
+    one_of(
+        s,
+        "type",
+        &["Localhost", "RuntimeDefault", "Unconfined"],
+        p,
+        errs,
+    );
+}
+
+/// ValidateAppArmorProfileField.
+pub fn app_armor(s: &Value, p: &Path<'_>, errs: &mut Errors) {
+    if s.is_null() {
+        return;
+    }
+    let kind = require(s, "type", p, errs);
+    let local = text(s, "localhostProfile");
+    match kind {
+        "Localhost" if local.trim().is_empty() => errs.push(FieldError::required(
+            p.child("localhostProfile"),
+            "must be set when AppArmor type is Localhost",
+        )),
+        "RuntimeDefault" | "Unconfined" if has(s, "localhostProfile") => {
+            errs.push(FieldError::invalid(
+                p.child("localhostProfile"),
+                local,
+                "can only be set when AppArmor type is Localhost",
+            ));
+        }
+        _ => {}
+    }
+    one_of(
+        s,
+        "type",
+        &["Localhost", "RuntimeDefault", "Unconfined"],
+        p,
+        errs,
+    );
+}
