@@ -461,21 +461,25 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn no_text_makes_it_panic(s in "[-+0-9.eEinumkKMGTP ]{0,60}") {
-            if let Ok(q) = Quantity::parse(&s) {
-                let _ = (q.value(), q.milli_value());
-                let again = Quantity::parse(&q.to_string());
-                if q.nanos().abs() < i128::from(i64::MAX) * NANO {
-                    prop_assert_eq!(again, Ok(q));
+            #[test]
+            fn no_text_makes_it_panic(s in "[-+0-9.eEinumkKMGTP ]{0,60}") {
+                if let Ok(q) = Quantity::parse(&s) {
+                    let _ = (q.value(), q.milli_value());
+                    let again = Quantity::parse(&q.to_string());
+                    if q.nanos().abs() < i128::from(i64::MAX) * NANO {
+                        prop_assert_eq!(again, Ok(q));
+                    }
+                }
+            }
+            #[test]
+            fn the_canonical_form_is_a_fixed_point(n in any::<i64>(), binary in any::<bool>()) {
+                let q = Quantity::new(n, if binary { Format::BinarySI } else { Format::DecimalSI });
+                let text = q.to_string();
+    prop_assert_eq!(Quantity::parse(&text), Ok(q));
+                // Written without a suffix, a binary quantity reads as a decimal one, also upstream.
+                if !binary || text.ends_with('i') {
+                    prop_assert_eq!(Quantity::parse(&text).map(|q| q.to_string()), Ok(text));
                 }
             }
         }
-        #[test]
-        fn the_canonical_form_is_a_fixed_point(n in any::<i64>(), binary in any::<bool>()) {
-            let q = Quantity::new(n, if binary { Format::BinarySI } else { Format::DecimalSI });
-            let text = q.to_string();
-            prop_assert_eq!(Quantity::parse(&text).map(|q| q.to_string()), Ok(text));
-        }
-    }
 }
