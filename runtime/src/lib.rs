@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 /// What the runtime is started with. All directories are made when missing.
 #[derive(Clone)]
 pub struct Config {
-    /// Containers' writable layers (`containers/<id>`).
+    /// Containers' writable layers (`containers/<id>`, and `trash/<id>` while they are removed).
     pub root: PathBuf,
     /// Records of sandboxes and containers, shims' sockets, compiled seccomp filters.
     pub state: PathBuf,
@@ -113,7 +113,11 @@ pub trait PodNetwork: Send + Sync {
     /// Takes everything back. Must succeed for pods it does not know.
     async fn detach(&self, request: PodNetworkRequest) -> Result<(), String>;
     /// At start, for each pod that still runs: its addresses are in use.
-    async fn restore(&self, request: PodNetworkRequest, status: PodNetworkStatus) -> Result<(), String>;
+    async fn restore(
+        &self,
+        request: PodNetworkRequest,
+        status: PodNetworkStatus,
+    ) -> Result<(), String>;
     /// Whether pods can be connected now; the reason if not (the node's NetworkReady condition).
     async fn ready(&self) -> Result<(), String>;
 }
@@ -124,7 +128,9 @@ pub struct NoNetwork;
 #[async_trait::async_trait]
 impl PodNetwork for NoNetwork {
     async fn attach(&self, _: PodNetworkRequest) -> Result<PodNetworkStatus, String> {
-        Ok(PodNetworkStatus { ips: vec![IpAddr::from([127, 0, 0, 1])] })
+        Ok(PodNetworkStatus {
+            ips: vec![IpAddr::from([127, 0, 0, 1])],
+        })
     }
     async fn detach(&self, _: PodNetworkRequest) -> Result<(), String> {
         Ok(())
@@ -167,7 +173,12 @@ impl Running {
 
     /// Waits until it has stopped.
     pub async fn join(self) -> Result<(), Error> {
-        self.task.await.unwrap_or_else(|e| Err(Error::Io { what: "the CRI server".into(), source: io::Error::other(e) }))
+        self.task.await.unwrap_or_else(|e| {
+            Err(Error::Io {
+                what: "the CRI server".into(),
+                source: io::Error::other(e),
+            })
+        })
     }
 }
 
@@ -182,7 +193,11 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     }
     let held = std::fs::File::open(dir)?;
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let listener = UnixListener::bind(Path::new("/proc/self/fd").join(held.as_raw_fd().to_string()).join(name))?;
+    let listener = UnixListener::bind(
+        Path::new("/proc/self/fd")
+            .join(held.as_raw_fd().to_string())
+            .join(name),
+    )?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
@@ -194,23 +209,39 @@ pub async fn start(config: Config, cancel: CancellationToken) -> Result<Running,
     let registries_file = config.registries.clone();
     let (store, registries) = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&images).map_err(io_error(format!("make {}", images.display())))?;
-        Ok::<_, Error>((ImageStore::open(&images)?, Registries::load(&registries_file)?))
+        Ok::<_, Error>((
+            ImageStore::open(&images)?,
+            Registries::load(&registries_file)?,
+        ))
     })
     .await
-    .map_err(|e| Error::Io { what: "open the image store".into(), source: io::Error::other(e) })??;
+    .map_err(|e| Error::Io {
+        what: "open the image store".into(),
+        source: io::Error::other(e),
+    })??;
     let socket = config.socket.clone();
     let state = config.state.clone();
     let runtime = cri::Runtime::open(config, store.clone())
         .await
-        .map_err(io_error(format!("open the runtime's state in {}", state.display())))?;
+        .map_err(io_error(format!(
+            "open the runtime's state in {}",
+            state.display()
+        )))?;
     let listener = bind(&socket).map_err(io_error(format!("listen on {}", socket.display())))?;
     let image_service = CriImageService::new(store.clone(), Puller::new(store.clone(), registries));
     // Names of images and environments may be long; 16 MiB of exec output is the largest answer.
     let limit = 64 << 20;
     let server = tonic::transport::Server::builder()
-        .add_service(RuntimeServiceServer::new(cri::service(runtime)).max_decoding_message_size(limit).max_encoding_message_size(limit))
+        .add_service(
+            RuntimeServiceServer::new(cri::service(runtime))
+                .max_decoding_message_size(limit)
+                .max_encoding_message_size(limit),
+        )
         .add_service(ImageServiceServer::new(image_service).max_decoding_message_size(limit))
-        .serve_with_incoming_shutdown(tokio_stream::wrappers::UnixListenerStream::new(listener), async move { cancel.cancelled().await });
+        .serve_with_incoming_shutdown(
+            tokio_stream::wrappers::UnixListenerStream::new(listener),
+            async move { cancel.cancelled().await },
+        );
     let task = tokio::spawn(async move {
         server.await?;
         let _ = std::fs::remove_file(&socket);
@@ -229,6 +260,21 @@ pub fn shim_main(args: &[OsString]) -> ! {
     shim::main(args)
 }
 
+/// Kills the shim of a sandbox directory, found by its command line: its pid may be stale, its socket does not answer.
+fn kill_shim(dir: &Path) {
+    use std::os::unix::ffi::OsStrExt;
+    let mut wanted = b"skiff\0shim\0".to_vec();
+    wanted.extend_from_slice(dir.as_os_str().as_bytes());
+    wanted.push(0);
+    for e in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if let Some(pid) = e.file_name().to_str().and_then(|n| n.parse::<i32>().ok())
+            && std::fs::read(e.path().join("cmdline")).is_ok_and(|c| c == wanted)
+        {
+            let _ = sys::kill(pid, libc::SIGKILL);
+        }
+    }
+}
+
 /// Ends every shim and container of this data directory and removes their mounts, cgroups and records. Images stay
 /// unless the caller removes the directory. The server must not be running.
 pub async fn reset(config: &Config) -> Result<(), Error> {
@@ -237,23 +283,34 @@ pub async fn reset(config: &Config) -> Result<(), Error> {
         for e in entries.flatten() {
             let dir = e.path();
             let shim = shim::client::Shim::at(&dir);
-            let pid = shim.pid().await.ok();
-            if !matches!(tokio::time::timeout(std::time::Duration::from_secs(10), shim.shutdown()).await, Ok(Ok(()))) {
+            let limit = std::time::Duration::from_secs(10);
+            match tokio::time::timeout(limit, shim.shutdown()).await {
+                Ok(Ok(())) => {}
                 // Its containers die with it (parent-death signal).
-                if let Some(pid) = pid {
-                    let _ = sys::kill(pid, libc::SIGKILL);
+                answer => {
+                    tracing::warn!(dir = %dir.display(), ?answer, "a shim does not end in order and is killed");
+                    kill_shim(&dir);
                 }
             }
-            sys::umount_detach(&dir.join("shm")).map_err(io_error(format!("unmount {}", dir.join("shm").display())))?;
+            sys::umount_detach(&dir.join("shm"))
+                .map_err(io_error(format!("unmount {}", dir.join("shm").display())))?;
         }
     }
     let cgroups = cgroup::Hierarchies::detect().map_err(io_error("read /proc/self/mountinfo"))?;
     let parent = config.cgroup_parent.clone();
     cgroups.kill_tree(&parent);
-    cgroups.remove(&parent).map_err(io_error(format!("remove the cgroup {parent}")))?;
-    for dir in [&config.state, &config.root.join("containers")] {
+    cgroups
+        .remove(&parent)
+        .map_err(io_error(format!("remove the cgroup {parent}")))?;
+    for dir in [
+        &config.state,
+        &config.root.join("containers"),
+        &config.root.join("trash"),
+    ] {
         match std::fs::remove_dir_all(dir) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(format!("remove {}", dir.display()))(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error(format!("remove {}", dir.display()))(e));
+            }
             _ => {}
         }
     }

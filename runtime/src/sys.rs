@@ -26,7 +26,8 @@ pub fn cvt(r: libc::c_long) -> io::Result<libc::c_long> {
 
 /// A C string out of a path; a path with a NUL is refused as the kernel would refuse it.
 pub fn cstr(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 fn own(fd: libc::c_long) -> OwnedFd {
@@ -38,6 +39,42 @@ fn own(fd: libc::c_long) -> OwnedFd {
 pub fn fork() -> io::Result<libc::pid_t> {
     // SAFETY: the caller is single-threaded, so no lock can be held by a thread that does not exist in the child.
     cvt(libc::c_long::from(unsafe { libc::fork() })).map(|p| p as libc::pid_t)
+}
+
+/// Forks with the child already in the cgroup whose v2 directory is given (CLONE_INTO_CGROUP, kernel 5.7): a move
+/// afterwards would wait for a grace period. The same rules as for `fork`.
+pub fn fork_into(cgroup: BorrowedFd<'_>) -> io::Result<libc::pid_t> {
+    #[repr(C, align(8))]
+    #[derive(Default)]
+    struct CloneArgs {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let args = CloneArgs {
+        flags: CLONE_INTO_CGROUP,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: cgroup.as_raw_fd() as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: without CLONE_VM and with no stack given this is fork; args is a valid struct clone_args of 88 bytes.
+    cvt(unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &args as *const CloneArgs,
+            std::mem::size_of::<CloneArgs>(),
+        )
+    })
+    .map(|p| p as libc::pid_t)
 }
 
 /// Leaves the process at once, without running destructors or at-exit handlers (a forked child must not run its parent's).
@@ -58,7 +95,10 @@ pub fn unshare(flags: i32) -> io::Result<()> {
 
 pub fn setns(fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed for the call.
-    cvt(libc::c_long::from(unsafe { libc::setns(fd.as_raw_fd(), flags) })).map(drop)
+    cvt(libc::c_long::from(unsafe {
+        libc::setns(fd.as_raw_fd(), flags)
+    }))
+    .map(drop)
 }
 
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
@@ -74,13 +114,19 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
 /// prctl with one argument.
 pub fn prctl(option: i32, arg: u64) -> io::Result<i32> {
     // SAFETY: only options that take integers are used with this function.
-    cvt(libc::c_long::from(unsafe { libc::prctl(option, arg, 0, 0, 0) })).map(|r| r as i32)
+    cvt(libc::c_long::from(unsafe {
+        libc::prctl(option, arg, 0, 0, 0)
+    }))
+    .map(|r| r as i32)
 }
 
 /// prctl with two integer arguments (ambient capabilities).
 pub fn prctl2(option: i32, arg: u64, arg2: u64) -> io::Result<i32> {
     // SAFETY: only options that take integers are used with this function.
-    cvt(libc::c_long::from(unsafe { libc::prctl(option, arg, arg2, 0, 0) })).map(|r| r as i32)
+    cvt(libc::c_long::from(unsafe {
+        libc::prctl(option, arg, arg2, 0, 0)
+    }))
+    .map(|r| r as i32)
 }
 
 /// Sets the name shown by ps; at most 15 bytes count.
@@ -125,7 +171,10 @@ pub fn exit_code(status: i32) -> i32 {
 pub fn mount(source: &str, target: &Path, fstype: &str, flags: u64, data: &str) -> io::Result<()> {
     let bad = |_| io::Error::from_raw_os_error(libc::EINVAL);
     let (source, target) = (CString::new(source).map_err(bad)?, cstr(target)?);
-    let (fstype, data) = (CString::new(fstype).map_err(bad)?, CString::new(data).map_err(bad)?);
+    let (fstype, data) = (
+        CString::new(fstype).map_err(bad)?,
+        CString::new(data).map_err(bad)?,
+    );
     // SAFETY: all strings are NUL-terminated and live until the call returns.
     cvt(libc::c_long::from(unsafe {
         libc::mount(
@@ -193,7 +242,12 @@ struct MountAttr {
 }
 
 /// mount_setattr(2) on the mount that `fd` names. `propagation` is 0 or one of MS_PRIVATE, MS_SLAVE, MS_SHARED.
-pub fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, set: u64, propagation: u64) -> io::Result<()> {
+pub fn mount_setattr(
+    fd: BorrowedFd<'_>,
+    recursive: bool,
+    set: u64,
+    propagation: u64,
+) -> io::Result<()> {
     let attr = MountAttr {
         set,
         clear: 0,
@@ -220,7 +274,13 @@ pub const RESOLVE_IN_ROOT: u64 = 0x10;
 pub const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 
 /// openat2(2).
-pub fn openat2(dir: BorrowedFd<'_>, path: &Path, flags: i32, mode: u32, resolve: u64) -> io::Result<OwnedFd> {
+pub fn openat2(
+    dir: BorrowedFd<'_>,
+    path: &Path,
+    flags: i32,
+    mode: u32,
+    resolve: u64,
+) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct How {
         flags: u64,
@@ -250,9 +310,16 @@ pub fn openat2(dir: BorrowedFd<'_>, path: &Path, flags: i32, mode: u32, resolve:
 pub fn pivot_to_cwd() -> io::Result<()> {
     // SAFETY: constant NUL-terminated strings.
     unsafe {
-        cvt(libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()))?;
+        cvt(libc::syscall(
+            libc::SYS_pivot_root,
+            c".".as_ptr(),
+            c".".as_ptr(),
+        ))?;
         // The old root is now stacked on the new one at "."; detaching it leaves the new one.
-        cvt(libc::c_long::from(libc::umount2(c".".as_ptr(), libc::MNT_DETACH)))?;
+        cvt(libc::c_long::from(libc::umount2(
+            c".".as_ptr(),
+            libc::MNT_DETACH,
+        )))?;
         cvt(libc::c_long::from(libc::chdir(c"/".as_ptr())))?;
     }
     Ok(())
@@ -284,7 +351,10 @@ pub fn sethostname(name: &str) -> io::Result<()> {
 pub fn set_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     // SAFETY: the slice outlives the call.
     unsafe {
-        cvt(libc::c_long::from(libc::setgroups(groups.len(), groups.as_ptr())))?;
+        cvt(libc::c_long::from(libc::setgroups(
+            groups.len(),
+            groups.as_ptr(),
+        )))?;
         cvt(libc::c_long::from(libc::setresgid(gid, gid, gid)))?;
         cvt(libc::c_long::from(libc::setresuid(uid, uid, uid)))?;
     }
@@ -318,7 +388,8 @@ pub fn capset(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()
     };
     let data = [half(0), half(32)];
     // SAFETY: version 3 wants exactly two data structs.
-    cvt(unsafe { libc::syscall(libc::SYS_capset, &header as *const CapHeader, data.as_ptr()) }).map(drop)
+    cvt(unsafe { libc::syscall(libc::SYS_capset, &header as *const CapHeader, data.as_ptr()) })
+        .map(drop)
 }
 
 /// This process's permitted capabilities.
@@ -329,13 +400,22 @@ pub fn cap_permitted() -> io::Result<u64> {
     };
     let mut data = [CapData::default(); 2];
     // SAFETY: version 3 writes exactly two data structs.
-    cvt(unsafe { libc::syscall(libc::SYS_capget, &header as *const CapHeader, data.as_mut_ptr()) })?;
+    cvt(unsafe {
+        libc::syscall(
+            libc::SYS_capget,
+            &header as *const CapHeader,
+            data.as_mut_ptr(),
+        )
+    })?;
     Ok(u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32)
 }
 
 /// Loads a compiled seccomp program (an array of struct sock_filter as bytes).
 pub fn seccomp_load(program: &[u8], flags: u32) -> io::Result<()> {
-    if program.is_empty() || !program.len().is_multiple_of(8) || program.len() / 8 > usize::from(u16::MAX) {
+    if program.is_empty()
+        || !program.len().is_multiple_of(8)
+        || program.len() / 8 > usize::from(u16::MAX)
+    {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     let filters: Vec<libc::sock_filter> = program
@@ -480,7 +560,11 @@ pub fn link_up(name: &str) -> io::Result<()> {
             0,
         )))?);
         let mut req: libc::ifreq = std::mem::zeroed();
-        for (d, s) in req.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        for (d, s) in req
+            .ifr_name
+            .iter_mut()
+            .zip(name.bytes().take(libc::IFNAMSIZ - 1))
+        {
             *d = s as libc::c_char;
         }
         req.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
@@ -498,7 +582,11 @@ pub fn tcp_socket(v6: bool) -> io::Result<OwnedFd> {
     let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
     // SAFETY: no pointers.
     cvt(libc::c_long::from(unsafe {
-        libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
+        libc::socket(
+            family,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            0,
+        )
     }))
     .map(own)
 }
@@ -510,20 +598,31 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     cvt(libc::c_long::from(unsafe {
         libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC)
     }))?;
-    Ok((own(libc::c_long::from(fds[0])), own(libc::c_long::from(fds[1]))))
+    Ok((
+        own(libc::c_long::from(fds[0])),
+        own(libc::c_long::from(fds[1])),
+    ))
 }
 
 /// Sets or clears O_NONBLOCK of the open file description.
 pub fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     // SAFETY: F_GETFL and F_SETFL take integers.
     unsafe {
-        let flags = cvt(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), libc::F_GETFL)))? as i32;
+        let flags = cvt(libc::c_long::from(libc::fcntl(
+            fd.as_raw_fd(),
+            libc::F_GETFL,
+        )))? as i32;
         let flags = if on {
             flags | libc::O_NONBLOCK
         } else {
             flags & !libc::O_NONBLOCK
         };
-        cvt(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags))).map(drop)
+        cvt(libc::c_long::from(libc::fcntl(
+            fd.as_raw_fd(),
+            libc::F_SETFL,
+            flags,
+        )))
+        .map(drop)
     }
 }
 
@@ -565,7 +664,11 @@ pub fn write(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
 }
 
 /// Sends bytes with descriptors attached to the first of them.
-pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+pub fn send_with_fds(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(rustix::net::SendAncillaryMessage::ScmRights(fds)) {
@@ -581,7 +684,11 @@ pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>
 }
 
 /// Receives bytes and whatever descriptors came with them (close-on-exec).
-pub fn recv_with_fds(socket: BorrowedFd<'_>, buf: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+pub fn recv_with_fds(
+    socket: BorrowedFd<'_>,
+    buf: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
     let r = rustix::net::recvmsg(
@@ -622,5 +729,80 @@ pub fn close_others(keep: &[RawFd]) {
             unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
         }
         from = k.saturating_add(1);
+    }
+}
+
+/// The parts of this process that are mapped from files and were never written: its program text and constants. Pages
+/// that were relocated at start are read-only now but not the file's any more, so only mappings without any count.
+pub fn file_mappings() -> Vec<(usize, usize)> {
+    let mut out = Vec::new();
+    let mut at = None;
+    for l in std::fs::read_to_string("/proc/self/smaps")
+        .unwrap_or_default()
+        .lines()
+    {
+        let mut f = l.split_whitespace();
+        let (Some(first), Some(second)) = (f.next(), f.next()) else {
+            continue;
+        };
+        if let Some(name) = first.strip_suffix(':') {
+            if matches!(name, "Private_Dirty" | "Anonymous") && second != "0" {
+                at = None;
+            }
+            // The last line of a mapping that matters.
+            if name == "Swap" {
+                out.extend(at.take());
+            }
+            continue;
+        }
+        let hex = |s| usize::from_str_radix(s, 16).ok();
+        let range = first
+            .split_once('-')
+            .and_then(|(from, to)| Some((hex(from)?, hex(to)?)));
+        let inode = f.nth(2).unwrap_or("0");
+        at = range
+            .filter(|_| !second.contains('w') && inode != "0")
+            .map(|(from, to)| (from, to - from));
+    }
+    out
+}
+
+/// Lets go of the resident pages of such mappings; they come back from the page cache when they are touched.
+pub fn forget_pages(mappings: &[(usize, usize)]) {
+    for (at, len) in mappings {
+        // SAFETY: the ranges are private, unmodified file mappings: dropping pages changes nothing that can be read.
+        unsafe { libc::madvise(*at as *mut libc::c_void, *len, libc::MADV_DONTNEED) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_child_can_be_born_in_a_v2_cgroup() {
+        let Some(root) = crate::cgroup::Hierarchies::detect().unwrap().v2 else {
+            eprintln!("SKIPPED: no cgroup v2 is mounted");
+            return;
+        };
+        let dir = root.join(format!("skiff-test-{}", std::process::id()));
+        if std::fs::create_dir(&dir).is_err() {
+            eprintln!("SKIPPED: making a cgroup needs root");
+            return;
+        }
+        let fd = std::fs::File::open(&dir).unwrap();
+        let pid = fork_into(fd.as_fd()).unwrap();
+        if pid == 0 {
+            // Only system calls: this process has threads.
+            unsafe { libc::pause() };
+            exit_now(0);
+        }
+        let inside = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+        kill(pid, libc::SIGKILL).unwrap();
+        // SAFETY: waits for our own child.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+        std::fs::remove_dir(&dir).unwrap();
+        assert_eq!(inside.trim(), pid.to_string());
     }
 }

@@ -19,14 +19,28 @@ pub struct Rule {
 }
 
 fn rule(kind: char, major: Option<u32>, minor: Option<u32>, access: &str) -> Rule {
-    Rule { kind, major, minor, access: access.into() }
+    Rule {
+        kind,
+        major,
+        minor,
+        access: access.into(),
+    }
 }
 
 /// What every container may do (the list of runc): make any node, but open only the harmless ones.
 pub fn default_rules() -> Vec<Rule> {
     let mut out = vec![rule('c', None, None, "m"), rule('b', None, None, "m")];
     // null, zero, full, random, urandom, tty, console, ptmx and every pty slave.
-    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
+    for (major, minor) in [
+        (1, 3),
+        (1, 5),
+        (1, 7),
+        (1, 8),
+        (1, 9),
+        (5, 0),
+        (5, 1),
+        (5, 2),
+    ] {
         out.push(rule('c', Some(major), Some(minor), "rwm"));
     }
     out.push(rule('c', Some(136), None, "rwm"));
@@ -45,7 +59,12 @@ pub fn writes_v1(rules: &[Rule]) -> Vec<(&'static str, String)> {
     }
     let n = |x: Option<u32>| x.map_or_else(|| "*".to_string(), |n| n.to_string());
     let mut out = vec![("devices.deny", "a".to_string())];
-    out.extend(rules.iter().map(|r| ("devices.allow", format!("{} {}:{} {}", r.kind, n(r.major), n(r.minor), r.access))));
+    out.extend(rules.iter().map(|r| {
+        (
+            "devices.allow",
+            format!("{} {}:{} {}", r.kind, n(r.major), n(r.minor), r.access),
+        )
+    }));
     out
 }
 
@@ -69,7 +88,12 @@ const EXIT: u8 = 0x95;
 
 /// The program: loads type, access, major and minor of the attempt, then tests one rule after the other; 1 allows.
 pub fn program(rules: &[Rule]) -> Vec<Insn> {
-    let i = |code, dst: u8, src: u8, off, imm| Insn { code, regs: dst | src << 4, off, imm };
+    let i = |code, dst: u8, src: u8, off, imm| Insn {
+        code,
+        regs: dst | src << 4,
+        off,
+        imm,
+    };
     let mut out = vec![
         i(LDX_W, 2, 1, 0, 0),
         i(ALU_AND, 2, 0, 0, 0xffff),
@@ -85,7 +109,16 @@ pub fn program(rules: &[Rule]) -> Vec<Insn> {
             'c' => body.push(i(JNE_IMM, 2, 0, 0, 2)),
             _ => {}
         }
-        let access: i32 = r.access.chars().map(|c| match c { 'm' => 1, 'r' => 2, 'w' => 4, _ => 0 }).sum();
+        let access: i32 = r
+            .access
+            .chars()
+            .map(|c| match c {
+                'm' => 1,
+                'r' => 2,
+                'w' => 4,
+                _ => 0,
+            })
+            .sum();
         if access != 7 {
             // Any wanted bit outside of the allowed ones: not this rule.
             body.push(i(MOV_REG, 1, 3, 0, 0));
@@ -142,7 +175,8 @@ pub fn attach_v2(cgroup: &Path, rules: &[Rule]) -> io::Result<()> {
     attr[16..24].copy_from_slice(&(c"Apache-2.0".as_ptr() as u64).to_ne_bytes());
     // SAFETY: attr is a zero-padded union bpf_attr whose pointers stay valid during the call.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, attr.as_ptr(), attr.len()) };
-    let fd = sys::cvt(fd).map_err(|e| io::Error::new(e.kind(), format!("load the device filter: {e}")))?;
+    let fd = sys::cvt(fd)
+        .map_err(|e| io::Error::new(e.kind(), format!("load the device filter: {e}")))?;
     // SAFETY: the kernel just returned this descriptor.
     let program = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let dir = std::fs::File::open(cgroup)?;
@@ -154,7 +188,12 @@ pub fn attach_v2(cgroup: &Path, rules: &[Rule]) -> io::Result<()> {
     attr[12..16].copy_from_slice(&ALLOW_MULTI.to_ne_bytes());
     // SAFETY: as above; no pointers in this variant.
     let r = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, attr.as_ptr(), attr.len()) };
-    sys::cvt(r).map(drop).map_err(|e| io::Error::new(e.kind(), format!("attach the device filter to {}: {e}", cgroup.display())))
+    sys::cvt(r).map(drop).map_err(|e| {
+        io::Error::new(
+            e.kind(),
+            format!("attach the device filter to {}: {e}", cgroup.display()),
+        )
+    })
 }
 
 #[cfg(test)]
@@ -195,15 +234,29 @@ mod tests {
         assert_eq!(run(&p, character, read, 136, 7), 1, "a pty");
         assert_eq!(run(&p, block, mknod, 8, 0), 1, "mknod of a disk");
         assert_eq!(run(&p, block, read, 8, 0), 0, "reading a disk");
-        assert_eq!(run(&p, block, mknod | read, 8, 0), 0, "making and reading a disk");
+        assert_eq!(
+            run(&p, block, mknod | read, 8, 0),
+            0,
+            "making and reading a disk"
+        );
         assert_eq!(run(&p, character, write, 1, 1), 0, "/dev/mem");
         assert_eq!(run(&program(&all_rules()), block, read | write, 8, 0), 1);
     }
 
     #[test]
     fn v1_lines_deny_everything_first() {
-        let w = writes_v1(&[rule('c', Some(1), Some(3), "rwm"), rule('b', Some(8), None, "r")]);
+        let w = writes_v1(&[
+            rule('c', Some(1), Some(3), "rwm"),
+            rule('b', Some(8), None, "r"),
+        ]);
         let text: Vec<String> = w.iter().map(|(f, v)| format!("{f} {v}")).collect();
-        assert_eq!(text, ["devices.deny a", "devices.allow c 1:3 rwm", "devices.allow b 8:* r"]);
+        assert_eq!(
+            text,
+            [
+                "devices.deny a",
+                "devices.allow c 1:3 rwm",
+                "devices.allow b 8:* r"
+            ]
+        );
     }
 }

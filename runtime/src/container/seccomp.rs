@@ -3,7 +3,9 @@
 
 use super::caps;
 use super::seccomp_default as table;
-use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use libseccomp::{
+    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
+};
 use serde::Deserialize;
 use std::io::{Read, Seek};
 
@@ -91,14 +93,32 @@ fn architecture(name: &str) -> Option<ScmpArch> {
 /// The default profile for a process with these bounding capabilities.
 pub fn default_profile(bounding: u64) -> Profile {
     let names = |s: &str| s.split_whitespace().map(str::to_string).collect::<Vec<_>>();
-    let allow = |names: Vec<String>, args: Vec<Arg>| Rule { names, action: "SCMP_ACT_ALLOW".into(), errno_ret: None, args };
-    let arg = |index, value, value_two, op: &str| vec![Arg { index, value, value_two, op: op.into() }];
-    let mut syscalls = vec![allow(names(table::ALLOWED), vec![]), allow(names(table::ALLOWED_ARCH), vec![])];
+    let allow = |names: Vec<String>, args: Vec<Arg>| Rule {
+        names,
+        action: "SCMP_ACT_ALLOW".into(),
+        errno_ret: None,
+        args,
+    };
+    let arg = |index, value, value_two, op: &str| {
+        vec![Arg {
+            index,
+            value,
+            value_two,
+            op: op.into(),
+        }]
+    };
+    let mut syscalls = vec![
+        allow(names(table::ALLOWED), vec![]),
+        allow(names(table::ALLOWED_ARCH), vec![]),
+    ];
     for p in table::PERSONALITIES {
         syscalls.push(allow(names("personality"), arg(0, p, 0, "SCMP_CMP_EQ")));
     }
     // vsock reaches the hypervisor, past the pod's network.
-    syscalls.push(allow(names("socket"), arg(0, libc::AF_VSOCK as u64, 0, "SCMP_CMP_NE")));
+    syscalls.push(allow(
+        names("socket"),
+        arg(0, libc::AF_VSOCK as u64, 0, "SCMP_CMP_NE"),
+    ));
     for (cap, calls) in table::ALLOWED_WITH {
         if caps::has(bounding, cap) {
             syscalls.push(allow(names(calls), vec![]));
@@ -113,7 +133,10 @@ pub fn default_profile(bounding: u64) -> Profile {
             | libc::CLONE_NEWPID
             | libc::CLONE_NEWNET
             | libc::CLONE_NEWCGROUP) as u32;
-        syscalls.push(allow(names("clone"), arg(0, u64::from(namespaces), 0, "SCMP_CMP_MASKED_EQ")));
+        syscalls.push(allow(
+            names("clone"),
+            arg(0, u64::from(namespaces), 0, "SCMP_CMP_MASKED_EQ"),
+        ));
         syscalls.push(Rule {
             names: names("clone3"),
             action: "SCMP_ACT_ERRNO".into(),
@@ -150,11 +173,18 @@ pub fn compile(profile: &Profile, young: &[u32]) -> Result<Vec<u8>, String> {
         if act == default {
             continue;
         }
-        let args = rule.args.iter().map(compare).collect::<Result<Vec<_>, _>>()?;
+        let args = rule
+            .args
+            .iter()
+            .map(compare)
+            .collect::<Result<Vec<_>, _>>()?;
         for name in &rule.names {
             // Names of other architectures or kernels are skipped, as runc does.
-            let Ok(call) = ScmpSyscall::from_name(name) else { continue };
-            let indices: std::collections::BTreeSet<u32> = rule.args.iter().map(|a| a.index).collect();
+            let Ok(call) = ScmpSyscall::from_name(name) else {
+                continue;
+            };
+            let indices: std::collections::BTreeSet<u32> =
+                rule.args.iter().map(|a| a.index).collect();
             if args.is_empty() {
                 ctx.add_rule(act, call).map_err(text)?;
             } else if indices.len() == args.len() {
@@ -167,14 +197,17 @@ pub fn compile(profile: &Profile, young: &[u32]) -> Result<Vec<u8>, String> {
             }
         }
     }
-    let memfd = rustix::fs::memfd_create("seccomp", rustix::fs::MemfdFlags::CLOEXEC).map_err(|e| format!("make a memory file: {e}"))?;
+    let memfd = rustix::fs::memfd_create("seccomp", rustix::fs::MemfdFlags::CLOEXEC)
+        .map_err(|e| format!("make a memory file: {e}"))?;
     let mut file = std::fs::File::from(memfd);
     ctx.export_bpf(&file).map_err(text)?;
     let mut program = match default {
         ScmpAction::Allow | ScmpAction::Log => Vec::new(),
         _ => prefix(young),
     };
-    file.rewind().and_then(|()| file.read_to_end(&mut program)).map_err(|e| format!("read the seccomp filter: {e}"))?;
+    file.rewind()
+        .and_then(|()| file.read_to_end(&mut program))
+        .map_err(|e| format!("read the seccomp filter: {e}"))?;
     Ok(program)
 }
 
@@ -188,7 +221,11 @@ fn prefix(young: &[u32]) -> Vec<u8> {
     const RET: u16 = 0x06;
     const ALLOW: u32 = 0x7fff_0000;
     const ERRNO: u32 = 0x0005_0000;
-    const ARCH: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
+    const ARCH: u32 = if cfg!(target_arch = "x86_64") {
+        0xc000_003e
+    } else {
+        0xc000_00b7
+    };
     let n = young.len() as u8;
     // Layout: 0 load arch, 1 test, 2 load nr, 3 x32?, 4.. young, then >last, ret ENOSYS, ret ALLOW.
     let mut out: Vec<(u16, u8, u8, u32)> = vec![
@@ -222,7 +259,8 @@ pub fn compile_default(bounding: u64) -> Result<Vec<u8>, String> {
 
 /// The program of an OCI JSON profile.
 pub fn compile_json(json: &[u8]) -> Result<Vec<u8>, String> {
-    let profile: Profile = serde_json::from_slice(json).map_err(|e| format!("the seccomp profile is not valid: {e}"))?;
+    let profile: Profile = serde_json::from_slice(json)
+        .map_err(|e| format!("the seccomp profile is not valid: {e}"))?;
     compile(&profile, &[])
 }
 
@@ -236,7 +274,14 @@ mod tests {
     fn run(program: &[u8], nr: u32, arg0: u64) -> u32 {
         let insns: Vec<(u16, u8, u8, u32)> = program
             .chunks_exact(8)
-            .map(|c| (u16::from_ne_bytes([c[0], c[1]]), c[2], c[3], u32::from_ne_bytes([c[4], c[5], c[6], c[7]])))
+            .map(|c| {
+                (
+                    u16::from_ne_bytes([c[0], c[1]]),
+                    c[2],
+                    c[3],
+                    u32::from_ne_bytes([c[4], c[5], c[6], c[7]]),
+                )
+            })
             .collect();
         let mut data = [0u8; 64];
         data[..4].copy_from_slice(&nr.to_ne_bytes());
@@ -248,7 +293,9 @@ mod tests {
             at += 1;
             let mut branch = |yes: bool| at += usize::from(if yes { jt } else { jf });
             match code {
-                0x20 => acc = u32::from_ne_bytes(data[k as usize..k as usize + 4].try_into().unwrap()),
+                0x20 => {
+                    acc = u32::from_ne_bytes(data[k as usize..k as usize + 4].try_into().unwrap())
+                }
                 0x15 => branch(acc == k),
                 0x25 => branch(acc > k),
                 0x35 => branch(acc >= k),
@@ -276,7 +323,12 @@ mod tests {
             ("mount", 165, 0, errno(1)),
             ("unshare", 272, 0, errno(1)),
             ("clone of a thread", 56, 0x3d0f00, ALLOW),
-            ("clone with a user namespace", 56, libc::CLONE_NEWUSER as u64, errno(1)),
+            (
+                "clone with a user namespace",
+                56,
+                libc::CLONE_NEWUSER as u64,
+                errno(1),
+            ),
             ("clone3", 435, 0, errno(libc::ENOSYS)),
             ("socket inet", 41, 2, ALLOW),
             ("socket vsock", 41, 40, errno(1)),
@@ -292,7 +344,11 @@ mod tests {
         for (what, nr, arg, want) in cases {
             assert_eq!(run(&p, nr, arg), want, "{what}");
         }
-        assert_eq!(run(&compile_default(caps::ALL).unwrap(), 165, 0), ALLOW, "mount with CAP_SYS_ADMIN");
+        assert_eq!(
+            run(&compile_default(caps::ALL).unwrap(), 165, 0),
+            ALLOW,
+            "mount with CAP_SYS_ADMIN"
+        );
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -306,8 +362,15 @@ mod tests {
         .unwrap();
         assert_eq!(run(&p, 90, 0), errno(13));
         assert_eq!(run(&p, 0, 0), ALLOW);
-        assert_eq!((run(&p, 41, 2), run(&p, 41, 10), run(&p, 41, 1)), (0x8000_0000, 0x8000_0000, ALLOW));
-        assert!(compile_json(br#"{"defaultAction":"SCMP_ACT_DANCE"}"#).unwrap_err().contains("DANCE"));
+        assert_eq!(
+            (run(&p, 41, 2), run(&p, 41, 10), run(&p, 41, 1)),
+            (0x8000_0000, 0x8000_0000, ALLOW)
+        );
+        assert!(
+            compile_json(br#"{"defaultAction":"SCMP_ACT_DANCE"}"#)
+                .unwrap_err()
+                .contains("DANCE")
+        );
         assert!(compile_json(b"{").unwrap_err().contains("not valid"));
     }
 }

@@ -42,7 +42,8 @@ utimensat_time64 utimes vfork vmsplice wait4 waitid waitpid write writev
 #[cfg(target_arch = "x86_64")]
 pub const ALLOWED_ARCH: &str = "arch_prctl modify_ldt";
 #[cfg(target_arch = "aarch64")]
-pub const ALLOWED_ARCH: &str = "arm_fadvise64_64 arm_sync_file_range breakpoint cacheflush set_tls sync_file_range2";
+pub const ALLOWED_ARCH: &str =
+    "arm_fadvise64_64 arm_sync_file_range breakpoint cacheflush set_tls sync_file_range2";
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub const ALLOWED_ARCH: &str = "";
 
@@ -56,13 +57,25 @@ pub const ALLOWED_WITH: [(&str, &str); 15] = [
     ),
     ("SYS_BOOT", "reboot"),
     ("SYS_CHROOT", "chroot"),
-    ("SYS_MODULE", "delete_module finit_module init_module query_module"),
+    (
+        "SYS_MODULE",
+        "delete_module finit_module init_module query_module",
+    ),
     ("SYS_PACCT", "acct"),
-    ("SYS_PTRACE", "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace"),
+    (
+        "SYS_PTRACE",
+        "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace",
+    ),
     ("SYS_RAWIO", "iopl ioperm"),
-    ("SYS_TIME", "clock_settime clock_settime64 settimeofday stime"),
+    (
+        "SYS_TIME",
+        "clock_settime clock_settime64 settimeofday stime",
+    ),
     ("SYS_TTY_CONFIG", "vhangup"),
-    ("SYS_NICE", "get_mempolicy mbind set_mempolicy set_mempolicy_home_node"),
+    (
+        "SYS_NICE",
+        "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
+    ),
     ("SYSLOG", "syslog"),
     ("BPF", "bpf"),
     ("PERFMON", "perf_event_open"),

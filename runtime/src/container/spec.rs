@@ -70,9 +70,13 @@ pub enum MountKind {
     Fs(FsMount),
     Bind(BindMount),
     /// A read-only overlay of image layers, topmost first (image volumes).
-    Image { layers: Vec<PathBuf> },
+    Image {
+        layers: Vec<PathBuf>,
+    },
     /// The cgroup file systems, as the container's cgroup namespace shows them.
-    Cgroup { readonly: bool },
+    Cgroup {
+        readonly: bool,
+    },
 }
 
 /// One mount; they are made in order.

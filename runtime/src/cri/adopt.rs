@@ -2,7 +2,10 @@
 //! removed if it never came to be. The rule for every step elsewhere: a kill at any moment leaves a state that this
 //! file brings back in order.
 
-use super::{Container, ContainerRecord, ContainerState, Phase, Runtime, Sandbox, SandboxRecord, containers, sandbox};
+use super::{
+    Container, ContainerRecord, ContainerState, Phase, Runtime, Sandbox, SandboxRecord, containers,
+    sandbox,
+};
 use crate::PodNetworkStatus;
 use crate::container::spec::Started;
 use crate::shim::client::Shim;
@@ -33,15 +36,19 @@ pub(super) async fn adopt(runtime: &Arc<Runtime>) -> io::Result<()> {
             tracing::warn!(sandbox = %id, error = %e, "unreadable sandbox record: the sandbox is removed");
             None
         });
-        let s = record.and_then(|r| Sandbox::from_record(r, &dir)).map(Arc::new);
+        let s = record
+            .and_then(|r| Sandbox::from_record(r, &dir))
+            .map(Arc::new);
         let Some(s) = s.filter(|s| s.state.lock().phase != Phase::Creating) else {
             discard(runtime, &dir).await;
             continue;
         };
         let was_ready = s.state.lock().phase == Phase::Ready;
         match (was_ready, s.shim.subscribe().await) {
-            (true, Ok((containers, events))) => {
-                s.state.lock().pid = s.shim.pid().await.unwrap_or_default();
+            (true, Ok((pid, containers, events))) => {
+                s.state.lock().pid = pid;
+                // Its maker may have been killed before it did this.
+                runtime.place_shim(pid);
                 held.extend(containers.into_iter().map(|h| (h.id.clone(), h)));
                 live.push((s.clone(), events));
             }
@@ -54,7 +61,11 @@ pub(super) async fn adopt(runtime: &Arc<Runtime>) -> io::Result<()> {
                 let _ = sys::umount_detach(&dir.join("shm"));
                 if was_ready {
                     let _ = s.save();
-                    let _ = runtime.config.network.detach(runtime.network_request(&s)).await;
+                    let _ = runtime
+                        .config
+                        .network
+                        .detach(runtime.network_request(&s))
+                        .await;
                 }
             }
         }
@@ -68,8 +79,15 @@ pub(super) async fn adopt(runtime: &Arc<Runtime>) -> io::Result<()> {
         if s.host_network() {
             continue;
         }
-        let status = PodNetworkStatus { ips: s.state.lock().ips.clone() };
-        if let Err(e) = runtime.config.network.restore(runtime.network_request(s), status).await {
+        let status = PodNetworkStatus {
+            ips: s.state.lock().ips.clone(),
+        };
+        if let Err(e) = runtime
+            .config
+            .network
+            .restore(runtime.network_request(s), status)
+            .await
+        {
             tracing::warn!(sandbox = %s.id, error = %e, "the pod network did not take the sandbox back");
         }
     }
@@ -93,17 +111,33 @@ async fn discard(runtime: &Arc<Runtime>, dir: &Path) {
     if let Ok(Some(r)) = state::read_json::<SandboxRecord>(&dir.join("sandbox.json"))
         && let Some(s) = Sandbox::from_record(r, dir)
     {
-        let _ = runtime.config.network.detach(runtime.network_request(&s)).await;
+        let _ = runtime
+            .config
+            .network
+            .detach(runtime.network_request(&s))
+            .await;
     }
     if let Err(e) = sandbox::remove_files(dir) {
         tracing::warn!(path = %dir.display(), error = %e, "cannot remove a half-made sandbox");
     }
 }
 
-fn adopt_container(runtime: &Arc<Runtime>, id: &str, dir: &Path, held: &HashMap<String, Held>) -> Result<(), String> {
+fn adopt_container(
+    runtime: &Arc<Runtime>,
+    id: &str,
+    dir: &Path,
+    held: &HashMap<String, Held>,
+) -> Result<(), String> {
     let text = |e: io::Error| e.to_string();
-    let record: ContainerRecord = state::read_json(&dir.join("container.json")).map_err(text)?.ok_or("it was being made or removed")?;
-    if !runtime.tables.lock().sandboxes.contains_key(&record.sandbox_id) {
+    let record: ContainerRecord = state::read_json(&dir.join("container.json"))
+        .map_err(text)?
+        .ok_or("it was being made or removed")?;
+    if !runtime
+        .tables
+        .lock()
+        .sandboxes
+        .contains_key(&record.sandbox_id)
+    {
         return Err("its sandbox is gone".into());
     }
     let started: Option<Started> = state::read_json(&dir.join("started.json")).unwrap_or_default();
@@ -112,7 +146,8 @@ fn adopt_container(runtime: &Arc<Runtime>, id: &str, dir: &Path, held: &HashMap<
     match (held.get(id), &started) {
         (Some(h), s) => {
             // The shim's own word counts more than its files.
-            (now.pid, now.started_at) = (h.pid, s.as_ref().map_or_else(sys::now_ns, |s| s.started_at));
+            (now.pid, now.started_at) =
+                (h.pid, s.as_ref().map_or_else(sys::now_ns, |s| s.started_at));
             exited = None;
         }
         (None, Some(s)) => {
@@ -136,7 +171,8 @@ fn adopt_container(runtime: &Arc<Runtime>, id: &str, dir: &Path, held: &HashMap<
     }
     let mut t = runtime.tables.lock();
     if let Some(m) = &c.config.metadata {
-        t.names.insert(containers::container_name(&c.sandbox_id(), m));
+        t.names
+            .insert(containers::container_name(&c.sandbox_id(), m));
     }
     t.containers.insert(id.to_string(), Arc::new(c));
     Ok(())
@@ -148,6 +184,9 @@ fn clean_leftovers(runtime: &Arc<Runtime>) -> io::Result<()> {
         let id = name.get(..64).unwrap_or(name);
         runtime.tables.lock().containers.contains_key(id)
     };
+    for (_, dir) in subdirs(&runtime.config.root.join("trash"))? {
+        tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir));
+    }
     for (id, _) in subdirs(&runtime.config.root.join("containers"))? {
         if !known(&id) {
             runtime.clean_container(&id);
@@ -166,8 +205,16 @@ fn clean_leftovers(runtime: &Arc<Runtime>) -> io::Result<()> {
 impl Runtime {
     /// Sandboxes and containers by state, for logs and tests.
     pub(crate) fn summary(&self) -> (usize, usize) {
-        let ready = self.all_sandboxes().iter().filter(|s| s.cri_state() == v1::PodSandboxState::SandboxReady).count();
-        let running = self.all_containers().iter().filter(|c| c.state.borrow().running()).count();
+        let ready = self
+            .all_sandboxes()
+            .iter()
+            .filter(|s| s.cri_state() == v1::PodSandboxState::SandboxReady)
+            .count();
+        let running = self
+            .all_containers()
+            .iter()
+            .filter(|c| c.state.borrow().running())
+            .count();
         (ready, running)
     }
 }

@@ -2,7 +2,8 @@
 //! the kernel happens at start, as with containerd, so that its errors reach the user as StartContainer's.
 
 use super::{
-    Container, ContainerRecord, ContainerState, Phase, Reservation, Runtime, Sandbox, blocking, decode_pb, encode_pb, internal, stats,
+    Container, ContainerRecord, ContainerState, Phase, Reservation, Runtime, Sandbox, blocking,
+    decode_pb, encode_pb, internal, stats,
 };
 use crate::cgroup::{Resources, devices};
 use crate::container::build::{self, Inputs, SeccompWish};
@@ -42,22 +43,43 @@ fn image_error(e: ImageError) -> Status {
 /// /etc/passwd and /etc/group as the stacked layers show them.
 fn user_files(layers: &[PathBuf]) -> Result<(String, String), Status> {
     let dir: OwnedFd = match layers {
-        [one] => std::fs::File::open(one).map_err(internal(format!("open the layer {}", one.display())))?.into(),
-        many => overlay_fd(many, None, OverlayOptions { read_only: true, ..OverlayOptions::default() }).map_err(image_error)?,
+        [one] => std::fs::File::open(one)
+            .map_err(internal(format!("open the layer {}", one.display())))?
+            .into(),
+        many => overlay_fd(
+            many,
+            None,
+            OverlayOptions {
+                read_only: true,
+                ..OverlayOptions::default()
+            },
+        )
+        .map_err(image_error)?,
     };
-    let read = |p| read_in_root(&dir, p).map(Option::unwrap_or_default).map_err(image_error);
+    let read = |p| {
+        read_in_root(&dir, p)
+            .map(Option::unwrap_or_default)
+            .map_err(image_error)
+    };
     Ok((read("etc/passwd")?, read("etc/group")?))
 }
 
 fn make_dir(p: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(p)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(p)?;
     // The root of the overlay takes the mode of its upper directory; a strict umask must not reach the container.
     std::fs::set_permissions(p, std::fs::Permissions::from_mode(0o755))
 }
 
 impl Container {
-    pub(super) fn from_record(id: &str, record: ContainerRecord, state: ContainerState) -> Option<Self> {
+    pub(super) fn from_record(
+        id: &str,
+        record: ContainerRecord,
+        state: ContainerState,
+    ) -> Option<Self> {
         Some(Self {
             id: id.to_string(),
             config: decode_pb(&record.config)?,
@@ -86,15 +108,27 @@ impl Runtime {
         n.map_or_else(|| id.to_string(), |n| format!("{id}-v{n}"))
     }
 
-    pub(super) async fn create_container(self: &Arc<Self>, request: v1::CreateContainerRequest) -> Result<String, Status> {
-        let config = request.config.ok_or_else(|| Status::invalid_argument("the container config is missing"))?;
-        let metadata = config.metadata.clone().ok_or_else(|| Status::invalid_argument("the container metadata is missing"))?;
+    pub(super) async fn create_container(
+        self: &Arc<Self>,
+        request: v1::CreateContainerRequest,
+    ) -> Result<String, Status> {
+        let config = request
+            .config
+            .ok_or_else(|| Status::invalid_argument("the container config is missing"))?;
+        let metadata = config
+            .metadata
+            .clone()
+            .ok_or_else(|| Status::invalid_argument("the container metadata is missing"))?;
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
         if sandbox.state.lock().phase != Phase::Ready {
-            return Err(Status::failed_precondition(format!("sandbox {} is not running", sandbox.id)));
+            return Err(Status::failed_precondition(format!(
+                "sandbox {} is not running",
+                sandbox.id
+            )));
         }
         let name = container_name(&sandbox.id, &metadata);
         let reservation = self.reserve(name)?;
+        self.warm_cgroups();
         let id = state::new_id();
         let (runtime, s, new) = (self.clone(), sandbox.clone(), id.clone());
         let result = blocking(move || {
@@ -108,19 +142,37 @@ impl Runtime {
     }
 
     fn created(&self, sandbox: &Sandbox, reservation: Reservation<'_>, c: Arc<Container>) {
-        self.tables.lock().containers.insert(c.id.clone(), c.clone());
+        self.tables
+            .lock()
+            .containers
+            .insert(c.id.clone(), c.clone());
         reservation.keep();
-        self.tell(sandbox, &c.id, v1::ContainerEventType::ContainerCreatedEvent);
+        self.tell(
+            sandbox,
+            &c.id,
+            v1::ContainerEventType::ContainerCreatedEvent,
+        );
     }
 
     /// Removes the files and holds of a container that is in no table.
     pub(super) fn clean_container(&self, id: &str) {
-        for dir in [self.config.state.join("containers").join(id), self.config.root.join("containers").join(id)] {
-            if let Err(e) = std::fs::remove_dir_all(&dir)
-                && e.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %dir.display(), error = %e, "cannot remove a container's directory");
-            }
+        let state = self.config.state.join("containers").join(id);
+        if let Err(e) = std::fs::remove_dir_all(&state)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %state.display(), error = %e, "cannot remove a container's directory");
+        }
+        // A writable layer can be large: it is put aside at once and removed beside the call.
+        let (layer, trash) = (
+            self.config.root.join("containers").join(id),
+            self.config.root.join("trash").join(id),
+        );
+        if std::fs::rename(&layer, &trash).is_ok() {
+            tokio::task::spawn_blocking(move || {
+                if let Err(e) = std::fs::remove_dir_all(&trash) {
+                    tracing::warn!(path = %trash.display(), error = %e, "cannot remove a container's writable layer");
+                }
+            });
         }
         let holders = self.images.holders().unwrap_or_default();
         for h in holders.iter().filter(|h| h.starts_with(id)) {
@@ -130,20 +182,35 @@ impl Runtime {
         }
     }
 
-    fn make_container(&self, id: &str, sandbox: &Sandbox, config: v1::ContainerConfig) -> Result<Container, Status> {
-        let wanted = config.image.as_ref().map(|i| i.image.clone()).unwrap_or_default();
+    fn make_container(
+        &self,
+        id: &str,
+        sandbox: &Sandbox,
+        config: v1::ContainerConfig,
+    ) -> Result<Container, Status> {
+        let wanted = config
+            .image
+            .as_ref()
+            .map(|i| i.image.clone())
+            .unwrap_or_default();
         let held: ImageRootfs = self.images.hold(&wanted, id).map_err(image_error)?;
         let mut image_mounts = Vec::new();
         for (n, m) in config.mounts.iter().enumerate() {
             image_mounts.push(match m.image.as_ref().filter(|i| !i.image.is_empty()) {
-                Some(i) => Some(self.images.hold(&i.image, &Self::holder(id, Some(n))).map_err(image_error)?.lowerdirs),
+                Some(i) => Some(
+                    self.images
+                        .hold(&i.image, &Self::holder(id, Some(n)))
+                        .map_err(image_error)?
+                        .lowerdirs,
+                ),
                 None => None,
             });
         }
         let (passwd, group) = user_files(&held.lowerdirs)?;
         let mut nodes = Vec::new();
         if build::is_privileged(&config) {
-            build::look_up_devices(Path::new("/dev"), Path::new("/dev"), &mut nodes).map_err(Status::invalid_argument)?;
+            build::look_up_devices(Path::new("/dev"), Path::new("/dev"), &mut nodes)
+                .map_err(Status::invalid_argument)?;
         }
         for d in &config.devices {
             let (host, inside) = (Path::new(&d.host_path), build::clean(&d.container_path));
@@ -174,8 +241,16 @@ impl Runtime {
             spec.pid = PidMode::Target(self.container(target)?.id.clone());
         }
         spec.process.seccomp = self.seccomp_file(&config, spec.process.caps.bounding)?;
-        let parent = sandbox.config.linux.as_ref().map(|l| l.cgroup_parent.clone()).filter(|p| !p.is_empty());
-        let cgroup = format!("{}/{id}", parent.unwrap_or_else(|| format!("{}/pods", self.config.cgroup_parent)));
+        let parent = sandbox
+            .config
+            .linux
+            .as_ref()
+            .map(|l| l.cgroup_parent.clone())
+            .filter(|p| !p.is_empty());
+        let cgroup = format!(
+            "{}/{id}",
+            parent.unwrap_or_else(|| format!("{}/pods", self.config.cgroup_parent))
+        );
         spec.cgroup_procs = self.cgroups.procs_files(&cgroup);
         spec.oom_file = self.cgroups.oom_file(&cgroup);
         spec.kill_file = self.cgroups.kill_file(&cgroup);
@@ -183,13 +258,15 @@ impl Runtime {
         for d in ["upper", "work", "rootfs"] {
             make_dir(&dir.join(d)).map_err(internal("make the container's root directory"))?;
         }
-        std::fs::create_dir_all(&state_dir).map_err(internal("make the container's state directory"))?;
+        std::fs::create_dir_all(&state_dir)
+            .map_err(internal("make the container's state directory"))?;
         let digests = |v: &Vec<String>| v.first().cloned();
         let record = ContainerRecord {
             sandbox_id: sandbox.id.clone(),
             config: encode_pb(&config),
             created_at: sys::now_ns(),
-            image_ref: digests(&held.image.repo_digests).unwrap_or_else(|| held.image.id.to_string()),
+            image_ref: digests(&held.image.repo_digests)
+                .unwrap_or_else(|| held.image.id.to_string()),
             image_id: held.image.id.to_string(),
             image_name: digests(&held.image.repo_tags).unwrap_or(wanted),
             stop_signal: parse_signal(&held.config.config.stop_signal).unwrap_or(libc::SIGTERM),
@@ -199,7 +276,11 @@ impl Runtime {
             resources: None,
         };
         // The extra rules are kept apart because only the start needs them.
-        state::write_json(&state_dir.join("devices.json"), &rules_to_json(&built.device_rules)).map_err(internal("write the device rules"))?;
+        state::write_json(
+            &state_dir.join("devices.json"),
+            &rules_to_json(&built.device_rules),
+        )
+        .map_err(internal("write the device rules"))?;
         let c = Container::from_record(id, record, ContainerState::default())
             .ok_or_else(|| Status::internal("the container record is unreadable"))?;
         c.save().map_err(internal("write the container record"))?;
@@ -207,13 +288,25 @@ impl Runtime {
     }
 
     /// The compiled filter's file, made when it is first wanted.
-    fn seccomp_file(&self, config: &v1::ContainerConfig, bounding: u64) -> Result<Option<PathBuf>, Status> {
+    fn seccomp_file(
+        &self,
+        config: &v1::ContainerConfig,
+        bounding: u64,
+    ) -> Result<Option<PathBuf>, Status> {
         let (key, json) = match build::seccomp_wish(config).map_err(Status::invalid_argument)? {
             SeccompWish::Unconfined => return Ok(None),
-            SeccompWish::Default => (format!("default-{}-{bounding:x}", env!("CARGO_PKG_VERSION")), None),
+            SeccompWish::Default => (
+                format!("default-{}-{bounding:x}", env!("CARGO_PKG_VERSION")),
+                None,
+            ),
             SeccompWish::File(p) => {
-                let json = std::fs::read(&p).map_err(|e| Status::invalid_argument(format!("seccomp profile {}: {e}", p.display())))?;
-                let digest: String = Sha256::digest(&json).iter().map(|b| format!("{b:02x}")).collect();
+                let json = std::fs::read(&p).map_err(|e| {
+                    Status::invalid_argument(format!("seccomp profile {}: {e}", p.display()))
+                })?;
+                let digest: String = Sha256::digest(&json)
+                    .iter()
+                    .map(|b| format!("{b:02x}"))
+                    .collect();
                 (digest, Some(json))
             }
         };
@@ -223,7 +316,8 @@ impl Runtime {
                 Some(j) => seccomp::compile_json(&j),
                 None => seccomp::compile_default(bounding),
             };
-            state::write(&path, &program.map_err(Status::invalid_argument)?).map_err(internal("write the seccomp filter"))?;
+            state::write(&path, &program.map_err(Status::invalid_argument)?)
+                .map_err(internal("write the seccomp filter"))?;
         }
         Ok(Some(path))
     }
@@ -233,16 +327,23 @@ impl Runtime {
         let _one = c.lock.lock().await;
         let sandbox = self.sandbox(&c.sandbox_id())?;
         if sandbox.state.lock().phase != Phase::Ready {
-            return Err(Status::failed_precondition(format!("sandbox {} is not running", sandbox.id)));
+            return Err(Status::failed_precondition(format!(
+                "sandbox {} is not running",
+                sandbox.id
+            )));
         }
         if c.state.borrow().started_at > 0 || c.state.borrow().exited.is_some() {
             let state = c.state.borrow().cri().as_str_name();
-            return Err(Status::failed_precondition(format!("container {id} is in {state} state: it can be started once")));
+            return Err(Status::failed_precondition(format!(
+                "container {id} is in {state} state: it can be started once"
+            )));
         }
         let record = c.record.lock().clone();
         let result = match self.prepare_cgroup(&c, &record).await {
             Ok(()) => sandbox.shim.start(&record.spec).await.map_err(|e| match e {
-                ShimError::Failed(m) => Status::unknown(format!("failed to create containerd task: unable to start container process: {m}")),
+                ShimError::Failed(m) => Status::unknown(format!(
+                    "failed to create containerd task: unable to start container process: {m}"
+                )),
                 e => Status::unknown(format!("start container {id}: {e}")),
             }),
             Err(e) => Err(e),
@@ -267,13 +368,29 @@ impl Runtime {
         }
     }
 
-    async fn prepare_cgroup(self: &Arc<Self>, c: &Arc<Container>, record: &ContainerRecord) -> Result<(), Status> {
-        let (runtime, cgroup, state_dir) = (self.clone(), record.cgroup.clone(), record.spec.state_dir.clone());
-        let resources = c.resources().as_ref().map(Resources::from).unwrap_or_default();
+    async fn prepare_cgroup(
+        self: &Arc<Self>,
+        c: &Arc<Container>,
+        record: &ContainerRecord,
+    ) -> Result<(), Status> {
+        let (runtime, cgroup, state_dir) = (
+            self.clone(),
+            record.cgroup.clone(),
+            record.spec.state_dir.clone(),
+        );
+        let resources = c
+            .resources()
+            .as_ref()
+            .map(Resources::from)
+            .unwrap_or_default();
         let rules = if record.device_rules_all {
             devices::all_rules()
         } else {
-            state::read_json(&state_dir.join("devices.json")).ok().flatten().map(rules_from_json).unwrap_or_else(devices::default_rules)
+            state::read_json(&state_dir.join("devices.json"))
+                .ok()
+                .flatten()
+                .map(rules_from_json)
+                .unwrap_or_else(devices::default_rules)
         };
         blocking(move || {
             let go = || -> std::io::Result<()> {
@@ -297,24 +414,38 @@ impl Runtime {
             state.pid = s.pid;
             state.started_at = s.started_at;
         });
-        self.tell(sandbox, &c.id, v1::ContainerEventType::ContainerStartedEvent);
+        self.tell(
+            sandbox,
+            &c.id,
+            v1::ContainerEventType::ContainerStartedEvent,
+        );
     }
 
     /// Records an end, frees the cgroup, and tells it.
-    pub(super) fn container_ended(self: &Arc<Self>, sandbox: &Arc<Sandbox>, id: &str, exited: Exited) {
+    pub(super) fn container_ended(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        id: &str,
+        exited: Exited,
+    ) {
         let Ok(c) = self.container(id) else { return };
         if c.state.borrow().exited.is_some() {
             return;
         }
         let record = c.record.lock().clone();
         if exited.reason.is_empty()
-            && let Ok(Some(s)) = state::read_json::<Started>(&record.spec.state_dir.join("started.json"))
+            && let Ok(Some(s)) =
+                state::read_json::<Started>(&record.spec.state_dir.join("started.json"))
         {
             // A short-lived container can end before the answer to its start was read.
             self.container_started(sandbox, &c, s);
         }
         c.state.send_modify(|state| state.exited = Some(exited));
-        self.tell(sandbox, &c.id, v1::ContainerEventType::ContainerStoppedEvent);
+        self.tell(
+            sandbox,
+            &c.id,
+            v1::ContainerEventType::ContainerStoppedEvent,
+        );
         let runtime = self.clone();
         tokio::task::spawn_blocking(move || runtime.remove_cgroup(&record.cgroup));
     }
@@ -325,8 +456,14 @@ impl Runtime {
         }
     }
 
-    pub(super) async fn stop_container(self: &Arc<Self>, id: &str, timeout: i64) -> Result<(), Status> {
-        let Ok(c) = self.container(id) else { return Ok(()) };
+    pub(super) async fn stop_container(
+        self: &Arc<Self>,
+        id: &str,
+        timeout: i64,
+    ) -> Result<(), Status> {
+        let Ok(c) = self.container(id) else {
+            return Ok(());
+        };
         if !c.state.borrow().running() {
             return Ok(());
         }
@@ -339,7 +476,10 @@ impl Runtime {
         if timeout > 0 {
             let signal = c.record.lock().stop_signal;
             kill(signal, false).await?;
-            if tokio::time::timeout(Duration::from_secs(timeout as u64), c.ended()).await.is_ok() {
+            if tokio::time::timeout(Duration::from_secs(timeout as u64), c.ended())
+                .await
+                .is_ok()
+            {
                 return Ok(());
             }
         }
@@ -347,11 +487,18 @@ impl Runtime {
         // A process in uninterruptible sleep cannot be killed; the caller tries again later (containerd waits as long).
         tokio::time::timeout(Duration::from_secs(120), c.ended())
             .await
-            .map_err(|_| Status::deadline_exceeded(format!("container {} does not end although it was killed", c.id)))
+            .map_err(|_| {
+                Status::deadline_exceeded(format!(
+                    "container {} does not end although it was killed",
+                    c.id
+                ))
+            })
     }
 
     pub(super) async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), Status> {
-        let Ok(c) = self.container(id) else { return Ok(()) };
+        let Ok(c) = self.container(id) else {
+            return Ok(());
+        };
         self.stop_container(&c.id, 0).await?;
         let _one = c.lock.lock().await;
         if self.container(&c.id).is_err() {
@@ -363,7 +510,9 @@ impl Runtime {
             // The record goes first: what is left of a container without one is cleaned at the next start.
             let dir = &record.spec.state_dir;
             match std::fs::remove_file(dir.join("container.json")) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(internal("remove the container's record")(e)),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(internal("remove the container's record")(e));
+                }
                 _ => {}
             }
             runtime.remove_cgroup(&record.cgroup);
@@ -385,18 +534,29 @@ impl Runtime {
         Ok(())
     }
 
-    pub(super) async fn update_resources(self: &Arc<Self>, request: v1::UpdateContainerResourcesRequest) -> Result<(), Status> {
+    pub(super) async fn update_resources(
+        self: &Arc<Self>,
+        request: v1::UpdateContainerResourcesRequest,
+    ) -> Result<(), Status> {
         let c = self.container(&request.container_id)?;
-        let Some(new) = request.linux else { return Ok(()) };
+        let Some(new) = request.linux else {
+            return Ok(());
+        };
         let _one = c.lock.lock().await;
         if c.state.borrow().exited.is_some() {
-            return Err(Status::failed_precondition(format!("container {} has ended", c.id)));
+            return Err(Status::failed_precondition(format!(
+                "container {} has ended",
+                c.id
+            )));
         }
         let merged = merge(c.resources().unwrap_or_default(), new.clone());
         if c.state.borrow().running() {
             let (runtime, cgroup) = (self.clone(), c.record.lock().cgroup.clone());
             blocking(move || {
-                runtime.cgroups.apply(&cgroup, &Resources::from(&new)).map_err(internal(format!("update the cgroup {cgroup}")))
+                runtime
+                    .cgroups
+                    .apply(&cgroup, &Resources::from(&new))
+                    .map_err(internal(format!("update the cgroup {cgroup}")))
             })
             .await?;
         }
@@ -406,7 +566,10 @@ impl Runtime {
 }
 
 /// Fields that the update says replace the old ones.
-fn merge(old: v1::LinuxContainerResources, new: v1::LinuxContainerResources) -> v1::LinuxContainerResources {
+fn merge(
+    old: v1::LinuxContainerResources,
+    new: v1::LinuxContainerResources,
+) -> v1::LinuxContainerResources {
     let n = |old: i64, new: i64| if new == 0 { old } else { new };
     let s = |old: String, new: String| if new.is_empty() { old } else { new };
     let mut unified = old.unified;
@@ -419,18 +582,36 @@ fn merge(old: v1::LinuxContainerResources, new: v1::LinuxContainerResources) -> 
         oom_score_adj: n(old.oom_score_adj, new.oom_score_adj),
         cpuset_cpus: s(old.cpuset_cpus, new.cpuset_cpus),
         cpuset_mems: s(old.cpuset_mems, new.cpuset_mems),
-        hugepage_limits: if new.hugepage_limits.is_empty() { old.hugepage_limits } else { new.hugepage_limits },
+        hugepage_limits: if new.hugepage_limits.is_empty() {
+            old.hugepage_limits
+        } else {
+            new.hugepage_limits
+        },
         unified,
-        memory_swap_limit_in_bytes: n(old.memory_swap_limit_in_bytes, new.memory_swap_limit_in_bytes),
+        memory_swap_limit_in_bytes: n(
+            old.memory_swap_limit_in_bytes,
+            new.memory_swap_limit_in_bytes,
+        ),
     }
 }
 
 type RuleJson = (char, Option<u32>, Option<u32>, String);
 
 fn rules_to_json(rules: &[devices::Rule]) -> Vec<RuleJson> {
-    rules.iter().map(|r| (r.kind, r.major, r.minor, r.access.clone())).collect()
+    rules
+        .iter()
+        .map(|r| (r.kind, r.major, r.minor, r.access.clone()))
+        .collect()
 }
 
 fn rules_from_json(rules: Vec<RuleJson>) -> Vec<devices::Rule> {
-    rules.into_iter().map(|(kind, major, minor, access)| devices::Rule { kind, major, minor, access }).collect()
+    rules
+        .into_iter()
+        .map(|(kind, major, minor, access)| devices::Rule {
+            kind,
+            major,
+            minor,
+            access,
+        })
+        .collect()
 }

@@ -15,9 +15,9 @@ const OUTPUT_LIMIT: usize = 16 << 20;
 /// What a shim's refusal of an exec is to the caller.
 pub(crate) fn exec_error(e: ShimError) -> Status {
     match e {
-        ShimError::Failed(m) => {
-            Status::unknown(format!("failed to exec in container: OCI runtime exec failed: exec failed: unable to start container process: {m}"))
-        }
+        ShimError::Failed(m) => Status::unknown(format!(
+            "failed to exec in container: OCI runtime exec failed: exec failed: unable to start container process: {m}"
+        )),
         ShimError::NotRunning(m) => Status::failed_precondition(m),
         e => Status::unavailable(e.to_string()),
     }
@@ -25,37 +25,74 @@ pub(crate) fn exec_error(e: ShimError) -> Status {
 
 impl Runtime {
     /// The process that an exec runs as: the container's own with another command line.
-    pub(crate) fn exec_process(&self, c: &super::Container, cmd: &[String], tty: bool) -> ProcessSpec {
+    pub(crate) fn exec_process(
+        &self,
+        c: &super::Container,
+        cmd: &[String],
+        tty: bool,
+    ) -> ProcessSpec {
         let own = c.record.lock().spec.process.clone();
         let mut env = own.env.clone();
         if tty && !env.iter().any(|e| e.starts_with("TERM=")) {
             env.push("TERM=xterm".into());
         }
-        ProcessSpec { args: cmd.to_vec(), env, tty, ..own }
+        ProcessSpec {
+            args: cmd.to_vec(),
+            env,
+            tty,
+            ..own
+        }
     }
 
     /// Starts a command in a running container; None is /dev/null.
-    pub(crate) async fn exec(&self, id: &str, cmd: &[String], tty: bool, stdio: [Option<OwnedFd>; 3]) -> Result<ExecHandle, Status> {
+    pub(crate) async fn exec(
+        &self,
+        id: &str,
+        cmd: &[String],
+        tty: bool,
+        stdio: [Option<OwnedFd>; 3],
+    ) -> Result<ExecHandle, Status> {
         if cmd.is_empty() {
             return Err(Status::invalid_argument("the command is empty"));
         }
         let (c, sandbox) = self.running(id)?;
         let process = self.exec_process(&c, cmd, tty);
-        sandbox.shim.exec(&c.id, &process, stdio).await.map_err(exec_error)
+        sandbox
+            .shim
+            .exec(&c.id, &process, stdio)
+            .await
+            .map_err(exec_error)
     }
 
-    pub(super) async fn exec_sync(&self, r: v1::ExecSyncRequest) -> Result<v1::ExecSyncResponse, Status> {
+    pub(super) async fn exec_sync(
+        &self,
+        r: v1::ExecSyncRequest,
+    ) -> Result<v1::ExecSyncResponse, Status> {
         let pipe = || sys::pipe().map_err(internal("make a pipe"));
         let ((out, out_w), (err, err_w)) = (pipe()?, pipe()?);
         for fd in [&out, &err] {
             use std::os::fd::AsFd;
             sys::set_nonblocking(fd.as_fd(), true).map_err(internal("set up a pipe"))?;
         }
-        let mut handle = self.exec(&r.container_id, &r.cmd, false, [None, Some(out_w), Some(err_w)]).await?;
+        let mut handle = self
+            .exec(
+                &r.container_id,
+                &r.cmd,
+                false,
+                [None, Some(out_w), Some(err_w)],
+            )
+            .await?;
         let mut readers = tokio::spawn(async move {
-            tokio::join!(read_limited(out, OUTPUT_LIMIT), read_limited(err, OUTPUT_LIMIT))
+            tokio::join!(
+                read_limited(out, OUTPUT_LIMIT),
+                read_limited(err, OUTPUT_LIMIT)
+            )
         });
-        let limit = if r.timeout > 0 { Duration::from_secs(r.timeout as u64) } else { Duration::MAX };
+        let limit = if r.timeout > 0 {
+            Duration::from_secs(r.timeout as u64)
+        } else {
+            Duration::MAX
+        };
         let waited = tokio::time::timeout(limit, handle.wait()).await;
         let Ok(code) = waited else {
             let _ = handle.kill(libc::SIGKILL).await;
@@ -71,10 +108,18 @@ impl Runtime {
             Ok(Ok(output)) => output,
             _ => {
                 readers.abort();
-                return Ok(v1::ExecSyncResponse { stdout: vec![], stderr: vec![], exit_code });
+                return Ok(v1::ExecSyncResponse {
+                    stdout: vec![],
+                    stderr: vec![],
+                    exit_code,
+                });
             }
         };
         let text = |r: std::io::Result<Vec<u8>>| r.map_err(internal("read the command's output"));
-        Ok(v1::ExecSyncResponse { stdout: text(output.0)?, stderr: text(output.1)?, exit_code })
+        Ok(v1::ExecSyncResponse {
+            stdout: text(output.0)?,
+            stderr: text(output.1)?,
+            exit_code,
+        })
     }
 }

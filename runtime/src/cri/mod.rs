@@ -110,8 +110,12 @@ impl ContainerState {
 
     fn cri(&self) -> v1::ContainerState {
         match self {
-            Self { exited: Some(_), .. } => v1::ContainerState::ContainerExited,
-            Self { started_at: 1.., .. } => v1::ContainerState::ContainerRunning,
+            Self {
+                exited: Some(_), ..
+            } => v1::ContainerState::ContainerExited,
+            Self {
+                started_at: 1.., ..
+            } => v1::ContainerState::ContainerRunning,
             _ => v1::ContainerState::ContainerCreated,
         }
     }
@@ -150,6 +154,8 @@ pub struct Runtime {
     tables: Mutex<Tables>,
     events: broadcast::Sender<v1::ContainerEventResponse>,
     shim_cgroup: Vec<PathBuf>,
+    /// A warm-up of cgroup moves is under way.
+    warming: Arc<std::sync::atomic::AtomicBool>,
     node_hostname: String,
     streaming: std::sync::OnceLock<Arc<dyn StreamUrls>>,
 }
@@ -192,8 +198,12 @@ pub(crate) fn internal(what: impl std::fmt::Display) -> impl FnOnce(std::io::Err
 }
 
 /// Runs blocking work; a panic in it becomes an error of the call.
-pub(crate) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T, Status> + Send + 'static) -> Result<T, Status> {
-    tokio::task::spawn_blocking(f).await.unwrap_or_else(|e| Err(Status::internal(format!("internal task failed: {e}"))))
+pub(crate) async fn blocking<T: Send + 'static>(
+    f: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(f)
+        .await
+        .unwrap_or_else(|e| Err(Status::internal(format!("internal task failed: {e}"))))
 }
 
 pub(crate) fn encode_pb<M: prost::Message>(m: &M) -> String {
@@ -203,7 +213,13 @@ pub(crate) fn encode_pb<M: prost::Message>(m: &M) -> String {
 
 pub(crate) fn decode_pb<M: prost::Message + Default>(s: &str) -> Option<M> {
     use base64::Engine;
-    M::decode(base64::engine::general_purpose::STANDARD.decode(s).ok()?.as_slice()).ok()
+    M::decode(
+        base64::engine::general_purpose::STANDARD
+            .decode(s)
+            .ok()?
+            .as_slice(),
+    )
+    .ok()
 }
 
 impl Runtime {
@@ -214,6 +230,7 @@ impl Runtime {
             std::fs::create_dir_all(config.state.join(d))?;
         }
         std::fs::create_dir_all(config.root.join("containers"))?;
+        std::fs::create_dir_all(config.root.join("trash"))?;
         let shim_cgroup = cgroups.create_for_shims(&config.shim_cgroup()).unwrap_or_else(|e| {
             tracing::warn!(error = %e, "shims stay in the server's cgroup: stopping its service may stop the containers");
             Vec::new()
@@ -221,7 +238,10 @@ impl Runtime {
         if crate::container::exec::lacks_sys_resource() {
             tracing::warn!("no CAP_SYS_RESOURCE: negative oom_score_adj values are clamped to 0");
         }
-        let node_hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_string();
+        let node_hostname = std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .unwrap_or_default()
+            .trim()
+            .to_string();
         let runtime = Arc::new(Self {
             config,
             cgroups,
@@ -229,6 +249,7 @@ impl Runtime {
             tables: Mutex::default(),
             events: broadcast::channel(4096).0,
             shim_cgroup,
+            warming: Arc::default(),
             node_hostname,
             streaming: std::sync::OnceLock::new(),
         });
@@ -241,14 +262,21 @@ impl Runtime {
     }
 
     fn streaming(&self) -> Result<&Arc<dyn StreamUrls>, Status> {
-        self.streaming.get().ok_or_else(|| Status::unavailable("the streaming server is not running"))
+        self.streaming
+            .get()
+            .ok_or_else(|| Status::unavailable("the streaming server is not running"))
     }
 
     fn reserve(&self, name: String) -> Result<Reservation<'_>, Status> {
         if !self.tables.lock().names.insert(name.clone()) {
-            return Err(Status::already_exists(format!("name {name:?} is in use: remove what has it first")));
+            return Err(Status::already_exists(format!(
+                "name {name:?} is in use: remove what has it first"
+            )));
         }
-        Ok(Reservation { runtime: self, name: Some(name) })
+        Ok(Reservation {
+            runtime: self,
+            name: Some(name),
+        })
     }
 
     /// A sandbox by id or by a prefix that only one has (crictl's short ids).
@@ -257,7 +285,10 @@ impl Runtime {
         if let Some(s) = t.sandboxes.get(id) {
             return Ok(s.clone());
         }
-        let mut found = t.sandboxes.iter().filter(|(k, _)| !id.is_empty() && k.starts_with(id));
+        let mut found = t
+            .sandboxes
+            .iter()
+            .filter(|(k, _)| !id.is_empty() && k.starts_with(id));
         match (found.next(), found.next()) {
             (Some((_, s)), None) => Ok(s.clone()),
             _ => Err(Status::not_found(format!("sandbox {id:?}: not found"))),
@@ -270,7 +301,10 @@ impl Runtime {
         if let Some(c) = t.containers.get(id) {
             return Ok(c.clone());
         }
-        let mut found = t.containers.iter().filter(|(k, _)| !id.is_empty() && k.starts_with(id));
+        let mut found = t
+            .containers
+            .iter()
+            .filter(|(k, _)| !id.is_empty() && k.starts_with(id));
         match (found.next(), found.next()) {
             (Some((_, c)), None) => Ok(c.clone()),
             _ => Err(Status::not_found(format!("container {id:?}: not found"))),
@@ -282,7 +316,10 @@ impl Runtime {
         let c = self.container(id)?;
         if !c.state.borrow().running() {
             let state = c.state.borrow().cri().as_str_name();
-            return Err(Status::failed_precondition(format!("container {} is in {state} state", c.id)));
+            return Err(Status::failed_precondition(format!(
+                "container {} is in {state} state",
+                c.id
+            )));
         }
         let s = self.sandbox(&c.sandbox_id())?;
         Ok((c, s))
@@ -290,7 +327,11 @@ impl Runtime {
 
     fn containers_of(&self, sandbox: &str) -> Vec<Arc<Container>> {
         let t = self.tables.lock();
-        t.containers.values().filter(|c| c.record.lock().sandbox_id == sandbox).cloned().collect()
+        t.containers
+            .values()
+            .filter(|c| c.record.lock().sandbox_id == sandbox)
+            .cloned()
+            .collect()
     }
 
     fn all_containers(&self) -> Vec<Arc<Container>> {
@@ -316,7 +357,10 @@ impl Runtime {
                 .port_mappings
                 .iter()
                 .map(|p| PodPortMapping {
-                    protocol: v1::Protocol::try_from(p.protocol).unwrap_or(v1::Protocol::Tcp).as_str_name().into(),
+                    protocol: v1::Protocol::try_from(p.protocol)
+                        .unwrap_or(v1::Protocol::Tcp)
+                        .as_str_name()
+                        .into(),
                     container_port: p.container_port as u16,
                     host_port: p.host_port as u16,
                     host_ip: p.host_ip.parse().ok(),

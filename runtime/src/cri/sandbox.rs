@@ -1,6 +1,9 @@
 //! Owns the life of a sandbox: directory, shim, network, and back. Each step leaves something that a restart can clean.
 
-use super::{Phase, Runtime, Sandbox, SandboxRecord, SandboxState, blocking, decode_pb, encode_pb, internal, stats};
+use super::{
+    Phase, Runtime, Sandbox, SandboxRecord, SandboxState, blocking, decode_pb, encode_pb, internal,
+    stats,
+};
 use crate::container::build::sandbox_namespaces;
 use crate::shim::client::{Events, Shim};
 use crate::shim::protocol::ShimConfig;
@@ -50,18 +53,24 @@ fn sysctls(config: &v1::PodSandboxConfig, host_network: bool) -> BTreeMap<String
 
 /// Writes the files that the pod's containers share.
 fn make_files(dir: &Path, config: &v1::PodSandboxConfig, host_ipc: bool) -> Result<(), Status> {
-    std::fs::write(dir.join("hostname"), format!("{}\n", config.hostname)).map_err(internal("write the pod's host name"))?;
+    std::fs::write(dir.join("hostname"), format!("{}\n", config.hostname))
+        .map_err(internal("write the pod's host name"))?;
     let resolv = resolv_conf(config.dns_config.as_ref())
         .unwrap_or_else(|| std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
-    std::fs::write(dir.join("resolv.conf"), resolv).map_err(internal("write the pod's resolv.conf"))?;
+    std::fs::write(dir.join("resolv.conf"), resolv)
+        .map_err(internal("write the pod's resolv.conf"))?;
     if !host_ipc {
         let shm = dir.join("shm");
         std::fs::create_dir_all(&shm).map_err(internal("make the pod's /dev/shm"))?;
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-        sys::mount("shm", &shm, "tmpfs", flags, "mode=1777,size=65536k").map_err(internal("mount the pod's /dev/shm"))?;
+        sys::mount("shm", &shm, "tmpfs", flags, "mode=1777,size=65536k")
+            .map_err(internal("mount the pod's /dev/shm"))?;
     }
     if !config.log_directory.is_empty() {
-        std::fs::create_dir_all(&config.log_directory).map_err(internal(format!("make the log directory {}", config.log_directory)))?;
+        std::fs::create_dir_all(&config.log_directory).map_err(internal(format!(
+            "make the log directory {}",
+            config.log_directory
+        )))?;
     }
     Ok(())
 }
@@ -84,7 +93,11 @@ impl Sandbox {
             runtime_handler: r.runtime_handler,
             created_at: r.created_at,
             shim: Shim::at(dir),
-            state: Mutex::new(SandboxState { phase: r.phase, ips: r.ips, pid: 0 }),
+            state: Mutex::new(SandboxState {
+                phase: r.phase,
+                ips: r.ips,
+                pid: 0,
+            }),
             lock: tokio::sync::Mutex::new(()),
             watcher: Mutex::new(None),
             cpu: Mutex::new(stats::CpuSample::default()),
@@ -110,9 +123,17 @@ impl Sandbox {
 }
 
 impl Runtime {
-    pub(super) async fn run_sandbox(self: &Arc<Self>, request: v1::RunPodSandboxRequest) -> Result<String, Status> {
-        let config = request.config.ok_or_else(|| Status::invalid_argument("the sandbox config is missing"))?;
-        let metadata = config.metadata.clone().ok_or_else(|| Status::invalid_argument("the sandbox metadata is missing"))?;
+    pub(super) async fn run_sandbox(
+        self: &Arc<Self>,
+        request: v1::RunPodSandboxRequest,
+    ) -> Result<String, Status> {
+        let config = request
+            .config
+            .ok_or_else(|| Status::invalid_argument("the sandbox config is missing"))?;
+        let metadata = config
+            .metadata
+            .clone()
+            .ok_or_else(|| Status::invalid_argument("the sandbox metadata is missing"))?;
         if !request.runtime_handler.is_empty() && request.runtime_handler != "skiff" {
             return Err(Status::invalid_argument(format!(
                 "no runtime for {:?} is configured: this runtime has the handlers \"\" and \"skiff\"",
@@ -120,10 +141,17 @@ impl Runtime {
             )));
         }
         let ns = sandbox_namespaces(&config);
-        if ns.userns_options.as_ref().is_some_and(|u| u.mode == v1::NamespaceMode::Pod as i32 && !u.uids.is_empty()) {
-            return Err(Status::unimplemented("user namespaces (hostUsers: false) are not supported by this runtime"));
+        if ns
+            .userns_options
+            .as_ref()
+            .is_some_and(|u| u.mode == v1::NamespaceMode::Pod as i32 && !u.uids.is_empty())
+        {
+            return Err(Status::unimplemented(
+                "user namespaces (hostUsers: false) are not supported by this runtime",
+            ));
         }
         let reservation = self.reserve(sandbox_name(&metadata))?;
+        self.warm_cgroups();
         let id = state::new_id();
         let dir = self.config.state.join("sandboxes").join(&id);
         let record = SandboxRecord {
@@ -134,11 +162,15 @@ impl Runtime {
             ips: vec![],
             runtime_handler: request.runtime_handler,
         };
-        let sandbox = Sandbox::from_record(record, &dir).ok_or_else(|| Status::internal("the sandbox record is unreadable"))?;
+        let sandbox = Sandbox::from_record(record, &dir)
+            .ok_or_else(|| Status::internal("the sandbox record is unreadable"))?;
         let sandbox = Arc::new(sandbox);
         match self.bring_up(&sandbox).await {
             Ok(events) => {
-                self.tables.lock().sandboxes.insert(id.clone(), sandbox.clone());
+                self.tables
+                    .lock()
+                    .sandboxes
+                    .insert(id.clone(), sandbox.clone());
                 reservation.keep();
                 self.watch(&sandbox, events);
                 self.tell(&sandbox, &id, v1::ContainerEventType::ContainerCreatedEvent);
@@ -148,7 +180,9 @@ impl Runtime {
             Err(e) => {
                 self.tear_down(&sandbox).await;
                 let dir = sandbox.dir.clone();
-                let _ = blocking(move || remove_files(&dir).map_err(internal("remove the sandbox"))).await;
+                let _ =
+                    blocking(move || remove_files(&dir).map_err(internal("remove the sandbox")))
+                        .await;
                 Err(e)
             }
         }
@@ -166,31 +200,76 @@ impl Runtime {
             host_ipc: ns.ipc == NODE,
             share_pid: ns.pid == v1::NamespaceMode::Pod as i32,
             sysctls: sysctls(&s.config, host_network),
-            cgroup_procs: self.shim_cgroup.clone(),
             cgroup_mounts: self.cgroups.mounts().into_iter().map(Into::into).collect(),
         };
         let pid = blocking(move || {
             std::fs::create_dir_all(&s.dir).map_err(internal("make the sandbox directory"))?;
             s.save().map_err(internal("write the sandbox record"))?;
             make_files(&s.dir, &s.config, shim_config.host_ipc)?;
-            let (_, pid) = Shim::spawn(&s.dir, &exe, &shim_config).map_err(|e| Status::internal(format!("start the sandbox: {e}")))?;
+            let (_, pid) = Shim::spawn(&s.dir, &exe, &shim_config)
+                .map_err(|e| Status::internal(format!("start the sandbox: {e}")))?;
             Ok(pid)
         })
         .await?;
         sandbox.state.lock().pid = pid;
+        self.place_shim(pid);
         if !host_network {
             let status = self
                 .config
                 .network
                 .attach(self.network_request(sandbox))
                 .await
-                .map_err(|e| Status::unknown(format!("failed to setup network for sandbox {:?}: {e}", sandbox.id)))?;
+                .map_err(|e| {
+                    Status::unknown(format!(
+                        "failed to setup network for sandbox {:?}: {e}",
+                        sandbox.id
+                    ))
+                })?;
             sandbox.state.lock().ips = status.ips;
         }
-        let (_, events) = sandbox.shim.subscribe().await.map_err(|e| Status::internal(format!("talk to the sandbox's shim: {e}")))?;
+        let (_, _, events) = sandbox
+            .shim
+            .subscribe()
+            .await
+            .map_err(|e| Status::internal(format!("talk to the sandbox's shim: {e}")))?;
         sandbox.state.lock().phase = Phase::Ready;
-        sandbox.save().map_err(internal("write the sandbox record"))?;
+        sandbox
+            .save()
+            .map_err(internal("write the sandbox record"))?;
         Ok(events)
+    }
+
+    /// Moves a shim out of the server's cgroup, so that stopping the server's service does not stop it. In the
+    /// background: on v1 a move waits for a grace period of the kernel.
+    pub(super) fn place_shim(&self, pid: i32) {
+        let files = self.shim_cgroup.clone();
+        tokio::task::spawn_blocking(move || {
+            for f in files {
+                if let Err(e) = std::fs::write(&f, pid.to_string())
+                    && e.raw_os_error() != Some(libc::ESRCH)
+                {
+                    tracing::warn!(path = %f.display(), error = %e, "cannot move a shim to its cgroup");
+                }
+            }
+        });
+    }
+
+    /// Makes the cgroup moves of the coming start cheap. The first move after a quiet time waits 10 to 20 ms for a grace
+    /// period (v1 has no way to fork into a cgroup); moves right after it do not wait. A move of this process to where it
+    /// already is pays that price now, beside the work that comes before the start.
+    pub(super) fn warm_cgroups(&self) {
+        use std::sync::atomic::Ordering;
+        let Some(file) = self.cgroups.own_procs_file() else {
+            return;
+        };
+        if self.warming.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let warming = self.warming.clone();
+        tokio::task::spawn_blocking(move || {
+            let _ = std::fs::write(file, "0");
+            warming.store(false, Ordering::Release);
+        });
     }
 
     /// Listens to the shim until it is gone, and records what it says.
@@ -220,7 +299,8 @@ impl Runtime {
                 self.container_ended(s, &c.id, exited);
             }
         }
-        let was_ready = std::mem::replace(&mut s.state.lock().phase, Phase::Stopped) == Phase::Ready;
+        let was_ready =
+            std::mem::replace(&mut s.state.lock().phase, Phase::Stopped) == Phase::Ready;
         if was_ready {
             if let Err(e) = s.save() {
                 tracing::warn!(sandbox = %s.id, error = %e, "cannot record that the sandbox stopped");
@@ -247,7 +327,9 @@ impl Runtime {
 
     pub(super) async fn stop_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Status> {
         // Not there is fine: CRI wants the call idempotent.
-        let Ok(s) = self.sandbox(id) else { return Ok(()) };
+        let Ok(s) = self.sandbox(id) else {
+            return Ok(());
+        };
         let _one = s.lock.lock().await;
         self.tear_down(&s).await;
         let watcher = s.watcher.lock().take();
@@ -259,14 +341,17 @@ impl Runtime {
     }
 
     pub(super) async fn remove_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Status> {
-        let Ok(s) = self.sandbox(id) else { return Ok(()) };
+        let Ok(s) = self.sandbox(id) else {
+            return Ok(());
+        };
         self.stop_sandbox(&s.id).await?;
         let _one = s.lock.lock().await;
         for c in self.containers_of(&s.id) {
             self.remove_container(&c.id).await?;
         }
         let dir = s.dir.clone();
-        blocking(move || remove_files(&dir).map_err(internal(format!("remove {}", dir.display())))).await?;
+        blocking(move || remove_files(&dir).map_err(internal(format!("remove {}", dir.display()))))
+            .await?;
         {
             let mut t = self.tables.lock();
             if t.sandboxes.remove(&s.id).is_some()
@@ -288,7 +373,10 @@ mod tests {
     fn dns_settings_become_resolv_conf_lines() {
         let dns = v1::DnsConfig {
             servers: vec!["10.43.0.10".into()],
-            searches: vec!["default.svc.cluster.local".into(), "svc.cluster.local".into()],
+            searches: vec![
+                "default.svc.cluster.local".into(),
+                "svc.cluster.local".into(),
+            ],
             options: vec!["ndots:5".into()],
         };
         assert_eq!(

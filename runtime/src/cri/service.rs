@@ -22,7 +22,11 @@ fn ok<T>(t: T) -> Reply<T> {
 }
 
 fn info(verbose: bool, value: impl FnOnce() -> serde_json::Value) -> HashMap<String, String> {
-    if verbose { HashMap::from([("info".to_string(), value().to_string())]) } else { HashMap::new() }
+    if verbose {
+        HashMap::from([("info".to_string(), value().to_string())])
+    } else {
+        HashMap::new()
+    }
 }
 
 #[tonic::async_trait]
@@ -36,82 +40,141 @@ impl RuntimeService for Service {
         })
     }
 
-    async fn run_pod_sandbox(&self, r: Request<RunPodSandboxRequest>) -> Reply<RunPodSandboxResponse> {
-        ok(RunPodSandboxResponse { pod_sandbox_id: self.0.run_sandbox(r.into_inner()).await? })
+    async fn run_pod_sandbox(
+        &self,
+        r: Request<RunPodSandboxRequest>,
+    ) -> Reply<RunPodSandboxResponse> {
+        ok(RunPodSandboxResponse {
+            pod_sandbox_id: self.0.run_sandbox(r.into_inner()).await?,
+        })
     }
 
-    async fn stop_pod_sandbox(&self, r: Request<StopPodSandboxRequest>) -> Reply<StopPodSandboxResponse> {
+    async fn stop_pod_sandbox(
+        &self,
+        r: Request<StopPodSandboxRequest>,
+    ) -> Reply<StopPodSandboxResponse> {
         self.0.stop_sandbox(&r.into_inner().pod_sandbox_id).await?;
         ok(StopPodSandboxResponse {})
     }
 
-    async fn remove_pod_sandbox(&self, r: Request<RemovePodSandboxRequest>) -> Reply<RemovePodSandboxResponse> {
-        self.0.remove_sandbox(&r.into_inner().pod_sandbox_id).await?;
+    async fn remove_pod_sandbox(
+        &self,
+        r: Request<RemovePodSandboxRequest>,
+    ) -> Reply<RemovePodSandboxResponse> {
+        self.0
+            .remove_sandbox(&r.into_inner().pod_sandbox_id)
+            .await?;
         ok(RemovePodSandboxResponse {})
     }
 
-    async fn pod_sandbox_status(&self, r: Request<PodSandboxStatusRequest>) -> Reply<PodSandboxStatusResponse> {
+    async fn pod_sandbox_status(
+        &self,
+        r: Request<PodSandboxStatusRequest>,
+    ) -> Reply<PodSandboxStatusResponse> {
         let r = r.into_inner();
         let s = self.0.sandbox(&r.pod_sandbox_id)?;
         let pid = s.state.lock().pid;
         ok(PodSandboxStatusResponse {
             status: Some(s.status()),
-            info: info(r.verbose, || serde_json::json!({"pid": pid, "netns": format!("/proc/{pid}/ns/net")})),
-            containers_statuses: self.0.containers_of(&s.id).iter().map(|c| c.status()).collect(),
+            info: info(
+                r.verbose,
+                || serde_json::json!({"pid": pid, "netns": format!("/proc/{pid}/ns/net")}),
+            ),
+            containers_statuses: self
+                .0
+                .containers_of(&s.id)
+                .iter()
+                .map(|c| c.status())
+                .collect(),
             timestamp: sys::now_ns(),
         })
     }
 
-    async fn list_pod_sandbox(&self, r: Request<ListPodSandboxRequest>) -> Reply<ListPodSandboxResponse> {
+    async fn list_pod_sandbox(
+        &self,
+        r: Request<ListPodSandboxRequest>,
+    ) -> Reply<ListPodSandboxResponse> {
         let f = r.into_inner().filter.unwrap_or_default();
         let items = self
             .0
             .all_sandboxes()
             .iter()
             .filter(|s| f.id.is_empty() || s.id.starts_with(&f.id))
-            .filter(|s| f.state.as_ref().is_none_or(|want| want.state == s.cri_state() as i32))
+            .filter(|s| {
+                f.state
+                    .as_ref()
+                    .is_none_or(|want| want.state == s.cri_state() as i32)
+            })
             .filter(|s| labels_match(&f.label_selector, &s.config.labels))
             .map(|s| s.entry())
             .collect();
         ok(ListPodSandboxResponse { items })
     }
 
-    async fn create_container(&self, r: Request<CreateContainerRequest>) -> Reply<CreateContainerResponse> {
-        ok(CreateContainerResponse { container_id: self.0.create_container(r.into_inner()).await? })
+    async fn create_container(
+        &self,
+        r: Request<CreateContainerRequest>,
+    ) -> Reply<CreateContainerResponse> {
+        ok(CreateContainerResponse {
+            container_id: self.0.create_container(r.into_inner()).await?,
+        })
     }
 
-    async fn start_container(&self, r: Request<StartContainerRequest>) -> Reply<StartContainerResponse> {
+    async fn start_container(
+        &self,
+        r: Request<StartContainerRequest>,
+    ) -> Reply<StartContainerResponse> {
         self.0.start_container(&r.into_inner().container_id).await?;
         ok(StartContainerResponse {})
     }
 
-    async fn stop_container(&self, r: Request<StopContainerRequest>) -> Reply<StopContainerResponse> {
+    async fn stop_container(
+        &self,
+        r: Request<StopContainerRequest>,
+    ) -> Reply<StopContainerResponse> {
         let r = r.into_inner();
         self.0.stop_container(&r.container_id, r.timeout).await?;
         ok(StopContainerResponse {})
     }
 
-    async fn remove_container(&self, r: Request<RemoveContainerRequest>) -> Reply<RemoveContainerResponse> {
-        self.0.remove_container(&r.into_inner().container_id).await?;
+    async fn remove_container(
+        &self,
+        r: Request<RemoveContainerRequest>,
+    ) -> Reply<RemoveContainerResponse> {
+        self.0
+            .remove_container(&r.into_inner().container_id)
+            .await?;
         ok(RemoveContainerResponse {})
     }
 
-    async fn list_containers(&self, r: Request<ListContainersRequest>) -> Reply<ListContainersResponse> {
+    async fn list_containers(
+        &self,
+        r: Request<ListContainersRequest>,
+    ) -> Reply<ListContainersResponse> {
         let f = r.into_inner().filter.unwrap_or_default();
         let containers = self
             .0
             .all_containers()
             .iter()
             .filter(|c| f.id.is_empty() || c.id.starts_with(&f.id))
-            .filter(|c| f.state.as_ref().is_none_or(|want| want.state == c.state.borrow().cri() as i32))
-            .filter(|c| f.pod_sandbox_id.is_empty() || c.sandbox_id().starts_with(&f.pod_sandbox_id))
+            .filter(|c| {
+                f.state
+                    .as_ref()
+                    .is_none_or(|want| want.state == c.state.borrow().cri() as i32)
+            })
+            .filter(|c| {
+                f.pod_sandbox_id.is_empty() || c.sandbox_id().starts_with(&f.pod_sandbox_id)
+            })
             .filter(|c| labels_match(&f.label_selector, &c.config.labels))
             .map(|c| c.entry())
             .collect();
         ok(ListContainersResponse { containers })
     }
 
-    async fn container_status(&self, r: Request<ContainerStatusRequest>) -> Reply<ContainerStatusResponse> {
+    async fn container_status(
+        &self,
+        r: Request<ContainerStatusRequest>,
+    ) -> Reply<ContainerStatusResponse> {
         let r = r.into_inner();
         let c = self.0.container(&r.container_id)?;
         let details = || {
@@ -123,17 +186,29 @@ impl RuntimeService for Service {
                 "spec": record.spec,
             })
         };
-        ok(ContainerStatusResponse { status: Some(c.status()), info: info(r.verbose, details) })
+        ok(ContainerStatusResponse {
+            status: Some(c.status()),
+            info: info(r.verbose, details),
+        })
     }
 
-    async fn update_container_resources(&self, r: Request<UpdateContainerResourcesRequest>) -> Reply<UpdateContainerResourcesResponse> {
+    async fn update_container_resources(
+        &self,
+        r: Request<UpdateContainerResourcesRequest>,
+    ) -> Reply<UpdateContainerResourcesResponse> {
         self.0.update_resources(r.into_inner()).await?;
         ok(UpdateContainerResourcesResponse {})
     }
 
-    async fn reopen_container_log(&self, r: Request<ReopenContainerLogRequest>) -> Reply<ReopenContainerLogResponse> {
+    async fn reopen_container_log(
+        &self,
+        r: Request<ReopenContainerLogRequest>,
+    ) -> Reply<ReopenContainerLogResponse> {
         let (c, s) = self.0.running(&r.into_inner().container_id)?;
-        s.shim.reopen_log(&c.id).await.map_err(|e| Status::internal(e.to_string()))?;
+        s.shim
+            .reopen_log(&c.id)
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?;
         ok(ReopenContainerLogResponse {})
     }
 
@@ -145,48 +220,79 @@ impl RuntimeService for Service {
         let mut r = r.into_inner();
         // Errors about the container belong to this call, not to the stream.
         r.container_id = self.0.running(&r.container_id)?.0.id.clone();
-        ok(ExecResponse { url: self.0.streaming()?.exec(r)? })
+        ok(ExecResponse {
+            url: self.0.streaming()?.exec(r)?,
+        })
     }
 
     async fn attach(&self, r: Request<AttachRequest>) -> Reply<AttachResponse> {
         let mut r = r.into_inner();
         r.container_id = self.0.running(&r.container_id)?.0.id.clone();
-        ok(AttachResponse { url: self.0.streaming()?.attach(r)? })
+        ok(AttachResponse {
+            url: self.0.streaming()?.attach(r)?,
+        })
     }
 
     async fn port_forward(&self, r: Request<PortForwardRequest>) -> Reply<PortForwardResponse> {
         let mut r = r.into_inner();
         let s = self.0.sandbox(&r.pod_sandbox_id)?;
         if s.state.lock().phase != Phase::Ready {
-            return Err(Status::failed_precondition(format!("sandbox {} is not running", s.id)));
+            return Err(Status::failed_precondition(format!(
+                "sandbox {} is not running",
+                s.id
+            )));
         }
         r.pod_sandbox_id = s.id.clone();
-        ok(PortForwardResponse { url: self.0.streaming()?.port_forward(r)? })
+        ok(PortForwardResponse {
+            url: self.0.streaming()?.port_forward(r)?,
+        })
     }
 
-    async fn container_stats(&self, r: Request<ContainerStatsRequest>) -> Reply<ContainerStatsResponse> {
-        let (runtime, c) = (self.0.clone(), self.0.container(&r.into_inner().container_id)?);
+    async fn container_stats(
+        &self,
+        r: Request<ContainerStatsRequest>,
+    ) -> Reply<ContainerStatsResponse> {
+        let (runtime, c) = (
+            self.0.clone(),
+            self.0.container(&r.into_inner().container_id)?,
+        );
         let stats = blocking(move || Ok(runtime.container_stats(&c))).await?;
         ok(ContainerStatsResponse { stats: Some(stats) })
     }
 
-    async fn list_container_stats(&self, r: Request<ListContainerStatsRequest>) -> Reply<ListContainerStatsResponse> {
+    async fn list_container_stats(
+        &self,
+        r: Request<ListContainerStatsRequest>,
+    ) -> Reply<ListContainerStatsResponse> {
         let (runtime, f) = (self.0.clone(), r.into_inner().filter);
         let stats = blocking(move || {
             let running = runtime.filter_containers(f);
-            Ok(running.iter().filter(|c| c.state.borrow().running()).map(|c| runtime.container_stats(c)).collect())
+            Ok(running
+                .iter()
+                .filter(|c| c.state.borrow().running())
+                .map(|c| runtime.container_stats(c))
+                .collect())
         })
         .await?;
         ok(ListContainerStatsResponse { stats })
     }
 
-    async fn pod_sandbox_stats(&self, r: Request<PodSandboxStatsRequest>) -> Reply<PodSandboxStatsResponse> {
-        let (runtime, s) = (self.0.clone(), self.0.sandbox(&r.into_inner().pod_sandbox_id)?);
+    async fn pod_sandbox_stats(
+        &self,
+        r: Request<PodSandboxStatsRequest>,
+    ) -> Reply<PodSandboxStatsResponse> {
+        let (runtime, s) = (
+            self.0.clone(),
+            self.0.sandbox(&r.into_inner().pod_sandbox_id)?,
+        );
         let stats = blocking(move || Ok(runtime.sandbox_stats(&s))).await?;
         ok(PodSandboxStatsResponse { stats: Some(stats) })
     }
 
-    async fn list_pod_sandbox_stats(&self, r: Request<ListPodSandboxStatsRequest>) -> Reply<ListPodSandboxStatsResponse> {
+    async fn list_pod_sandbox_stats(
+        &self,
+        r: Request<ListPodSandboxStatsRequest>,
+    ) -> Reply<ListPodSandboxStatsResponse> {
         let (runtime, f) = (self.0.clone(), r.into_inner().filter.unwrap_or_default());
         let stats = blocking(move || {
             Ok(runtime
@@ -202,7 +308,10 @@ impl RuntimeService for Service {
         ok(ListPodSandboxStatsResponse { stats })
     }
 
-    async fn update_runtime_config(&self, _: Request<UpdateRuntimeConfigRequest>) -> Reply<UpdateRuntimeConfigResponse> {
+    async fn update_runtime_config(
+        &self,
+        _: Request<UpdateRuntimeConfigRequest>,
+    ) -> Reply<UpdateRuntimeConfigResponse> {
         // The pod CIDR is the network's own configuration here.
         ok(UpdateRuntimeConfigResponse {})
     }
@@ -212,47 +321,90 @@ impl RuntimeService for Service {
         let condition = |kind: &str, status: Result<(), String>| RuntimeCondition {
             r#type: kind.into(),
             status: status.is_ok(),
-            reason: if status.is_ok() { String::new() } else { format!("{}NotReady", kind.trim_end_matches("Ready")) },
+            reason: if status.is_ok() {
+                String::new()
+            } else {
+                format!("{}NotReady", kind.trim_end_matches("Ready"))
+            },
             message: status.err().unwrap_or_default(),
         };
-        let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
-        let handler = |name: &str| RuntimeHandler { name: name.into(), features: Some(features) };
+        let features = RuntimeHandlerFeatures {
+            recursive_read_only_mounts: true,
+            user_namespaces: false,
+        };
+        let handler = |name: &str| RuntimeHandler {
+            name: name.into(),
+            features: Some(features),
+        };
         let (sandboxes, containers) = self.0.summary();
         let v2 = self.0.cgroups.is_v2();
         ok(StatusResponse {
             status: Some(RuntimeStatus {
-                conditions: vec![condition("RuntimeReady", Ok(())), condition("NetworkReady", network)],
+                conditions: vec![
+                    condition("RuntimeReady", Ok(())),
+                    condition("NetworkReady", network),
+                ],
             }),
-            info: info(r.into_inner().verbose, || {
-                serde_json::json!({"readySandboxes": sandboxes, "runningContainers": containers, "cgroupV2": v2})
-            }),
+            info: info(
+                r.into_inner().verbose,
+                || serde_json::json!({"readySandboxes": sandboxes, "runningContainers": containers, "cgroupV2": v2}),
+            ),
             runtime_handlers: vec![handler(""), handler("skiff")],
-            features: Some(RuntimeFeatures { supplemental_groups_policy: true }),
+            features: Some(RuntimeFeatures {
+                supplemental_groups_policy: true,
+            }),
         })
     }
 
-    async fn checkpoint_container(&self, _: Request<CheckpointContainerRequest>) -> Reply<CheckpointContainerResponse> {
-        Err(Status::unimplemented("checkpoints are not supported by this runtime"))
+    async fn checkpoint_container(
+        &self,
+        _: Request<CheckpointContainerRequest>,
+    ) -> Reply<CheckpointContainerResponse> {
+        Err(Status::unimplemented(
+            "checkpoints are not supported by this runtime",
+        ))
     }
 
-    type GetContainerEventsStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
+    type GetContainerEventsStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
 
-    async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Reply<Self::GetContainerEventsStream> {
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Reply<Self::GetContainerEventsStream> {
         // A listener that falls thousands of events behind must list again; ending the stream tells it so.
-        let stream = BroadcastStream::new(self.0.events.subscribe())
-            .map(|e| e.map_err(|e| Status::data_loss(format!("the listener was too slow: {e}; list again"))));
+        let stream = BroadcastStream::new(self.0.events.subscribe()).map(|e| {
+            e.map_err(|e| Status::data_loss(format!("the listener was too slow: {e}; list again")))
+        });
         ok(Box::pin(stream))
     }
 
-    async fn list_metric_descriptors(&self, _: Request<ListMetricDescriptorsRequest>) -> Reply<ListMetricDescriptorsResponse> {
-        Err(Status::unimplemented("metrics over CRI are not supported by this runtime: use the stats calls"))
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Reply<ListMetricDescriptorsResponse> {
+        Err(Status::unimplemented(
+            "metrics over CRI are not supported by this runtime: use the stats calls",
+        ))
     }
 
-    async fn list_pod_sandbox_metrics(&self, _: Request<ListPodSandboxMetricsRequest>) -> Reply<ListPodSandboxMetricsResponse> {
-        Err(Status::unimplemented("metrics over CRI are not supported by this runtime: use the stats calls"))
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Reply<ListPodSandboxMetricsResponse> {
+        Err(Status::unimplemented(
+            "metrics over CRI are not supported by this runtime: use the stats calls",
+        ))
     }
 
-    async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Reply<RuntimeConfigResponse> {
-        ok(RuntimeConfigResponse { linux: Some(v1::LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs as i32 }) })
+    async fn runtime_config(
+        &self,
+        _: Request<RuntimeConfigRequest>,
+    ) -> Reply<RuntimeConfigResponse> {
+        ok(RuntimeConfigResponse {
+            linux: Some(v1::LinuxRuntimeConfiguration {
+                cgroup_driver: CgroupDriver::Cgroupfs as i32,
+            }),
+        })
     }
 }

@@ -6,7 +6,10 @@ use k8s_cri::v1;
 use std::collections::HashMap;
 
 /// CRI's label selector: every pair must match.
-pub(super) fn labels_match(selector: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
+pub(super) fn labels_match(
+    selector: &HashMap<String, String>,
+    labels: &HashMap<String, String>,
+) -> bool {
     selector.iter().all(|(k, v)| labels.get(k) == Some(v))
 }
 
@@ -19,7 +22,13 @@ impl Sandbox {
     }
 
     pub(super) fn status(&self) -> v1::PodSandboxStatus {
-        let ips: Vec<String> = self.state.lock().ips.iter().map(ToString::to_string).collect();
+        let ips: Vec<String> = self
+            .state
+            .lock()
+            .ips
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let options = crate::container::build::sandbox_namespaces(&self.config);
         v1::PodSandboxStatus {
             id: self.id.clone(),
@@ -28,9 +37,17 @@ impl Sandbox {
             created_at: self.created_at,
             network: Some(v1::PodSandboxNetworkStatus {
                 ip: ips.first().cloned().unwrap_or_default(),
-                additional_ips: ips.iter().skip(1).map(|ip| v1::PodIp { ip: ip.clone() }).collect(),
+                additional_ips: ips
+                    .iter()
+                    .skip(1)
+                    .map(|ip| v1::PodIp { ip: ip.clone() })
+                    .collect(),
             }),
-            linux: Some(v1::LinuxPodSandboxStatus { namespaces: Some(v1::Namespace { options: Some(options) }) }),
+            linux: Some(v1::LinuxPodSandboxStatus {
+                namespaces: Some(v1::Namespace {
+                    options: Some(options),
+                }),
+            }),
             labels: self.config.labels.clone(),
             annotations: self.config.annotations.clone(),
             runtime_handler: self.runtime_handler.clone(),
@@ -83,8 +100,16 @@ impl Container {
             labels: self.config.labels.clone(),
             annotations: self.config.annotations.clone(),
             mounts: self.config.mounts.clone(),
-            log_path: record.spec.log_path.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
-            resources: resources.map(|r| v1::ContainerResources { linux: Some(r), windows: None }),
+            log_path: record
+                .spec
+                .log_path
+                .as_ref()
+                .map(|p| p.display().to_string())
+                .unwrap_or_default(),
+            resources: resources.map(|r| v1::ContainerResources {
+                linux: Some(r),
+                windows: None,
+            }),
             image_id: record.image_id.clone(),
             user: Some(v1::ContainerUser {
                 linux: Some(v1::LinuxContainerUser {
@@ -97,7 +122,10 @@ impl Container {
     }
 
     fn image_spec(&self, name: &str) -> v1::ImageSpec {
-        v1::ImageSpec { image: name.to_string(), ..self.config.image.clone().unwrap_or_default() }
+        v1::ImageSpec {
+            image: name.to_string(),
+            ..self.config.image.clone().unwrap_or_default()
+        }
     }
 
     pub(super) fn entry(&self) -> v1::Container {
@@ -119,7 +147,9 @@ impl Container {
 
 /// CRI's words for why a container is as it is.
 fn reason(state: &ContainerState) -> (String, String) {
-    let Some(e) = &state.exited else { return Default::default() };
+    let Some(e) = &state.exited else {
+        return Default::default();
+    };
     let reason = match e {
         _ if !e.reason.is_empty() => &e.reason,
         _ if e.oom_killed => "OOMKilled",
@@ -140,7 +170,11 @@ impl Runtime {
             container_event_type: kind as i32,
             created_at: sys::now_ns(),
             pod_sandbox_status: Some(sandbox.status()),
-            containers_statuses: self.containers_of(&sandbox.id).iter().map(|c| c.status()).collect(),
+            containers_statuses: self
+                .containers_of(&sandbox.id)
+                .iter()
+                .map(|c| c.status())
+                .collect(),
         };
         let _ = self.events.send(event);
     }
@@ -154,9 +188,28 @@ mod tests {
     #[test]
     fn reasons_are_completed_error_oomkilled_or_what_was_recorded() {
         let of = |exit_code, oom_killed, why: &str| {
-            let exited = Some(Exited { exit_code, finished_at: 1, oom_killed, reason: why.into(), message: String::new() });
-            reason(&ContainerState { pid: 0, started_at: 1, exited }).0
+            let exited = Some(Exited {
+                exit_code,
+                finished_at: 1,
+                oom_killed,
+                reason: why.into(),
+                message: String::new(),
+            });
+            reason(&ContainerState {
+                pid: 0,
+                started_at: 1,
+                exited,
+            })
+            .0
         };
-        assert_eq!([of(0, false, ""), of(3, false, ""), of(137, true, ""), of(128, false, "StartError")], ["Completed", "Error", "OOMKilled", "StartError"]);
+        assert_eq!(
+            [
+                of(0, false, ""),
+                of(3, false, ""),
+                of(137, true, ""),
+                of(128, false, "StartError")
+            ],
+            ["Completed", "Error", "OOMKilled", "StartError"]
+        );
     }
 }

@@ -40,13 +40,20 @@ fn short_path(dir: &Path) -> io::Result<(std::fs::File, PathBuf)> {
 /// A read-only view of the program: a container's process must never be able to write to it through /proc/<pid>/exe.
 fn protected(exe: &Path) -> io::Result<OwnedFd> {
     let tree = sys::open_tree_clone(libc::AT_FDCWD, exe, false)?;
-    sys::mount_setattr(tree.as_fd(), false, sys::MOUNT_ATTR_RDONLY, libc::MS_PRIVATE)?;
+    sys::mount_setattr(
+        tree.as_fd(),
+        false,
+        sys::MOUNT_ATTR_RDONLY,
+        libc::MS_PRIVATE,
+    )?;
     Ok(tree)
 }
 
 impl Shim {
     pub fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_path_buf() }
+        Self {
+            dir: dir.to_path_buf(),
+        }
     }
 
     /// Starts a shim for the sandbox directory and returns its pid. Blocking; a few milliseconds.
@@ -57,7 +64,8 @@ impl Shim {
             let what = what.to_string();
             move |e: io::Error| ShimError::Failed(format!("{what}: {e}"))
         };
-        crate::state::write_json(&dir.join("shim.json"), config).map_err(failed("write shim.json"))?;
+        crate::state::write_json(&dir.join("shim.json"), config)
+            .map_err(failed("write shim.json"))?;
         let (_held, socket) = short_path(dir).map_err(failed("open the sandbox directory"))?;
         let _ = std::fs::remove_file(dir.join("s"));
         let listener = UnixListener::bind(&socket).map_err(failed("make the shim's socket"))?;
@@ -85,7 +93,9 @@ impl Shim {
         read.map_err(failed("read from the shim"))?;
         match text.strip_prefix("ok ").and_then(|p| p.trim().parse().ok()) {
             Some(pid) => Ok((Self::at(dir), pid)),
-            None if text.is_empty() => Err(ShimError::Failed("the shim ended without a word".into())),
+            None if text.is_empty() => {
+                Err(ShimError::Failed("the shim ended without a word".into()))
+            }
             None => Err(ShimError::Failed(text)),
         }
     }
@@ -93,15 +103,26 @@ impl Shim {
     async fn connect(&self) -> Result<Connection, ShimError> {
         let (_held, path) = short_path(&self.dir).map_err(ShimError::Gone)?;
         let stream = UnixStream::connect(&path).await.map_err(ShimError::Gone)?;
-        Ok(Connection { stream, input: Vec::new(), fds: Vec::new() })
+        Ok(Connection {
+            stream,
+            input: Vec::new(),
+            fds: Vec::new(),
+        })
     }
 
-    async fn call(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Connection, Reply), ShimError> {
+    async fn call(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(Connection, Reply), ShimError> {
         let mut c = self.connect().await?;
         c.send(request, fds).await.map_err(ShimError::Gone)?;
         let reply = c.receive().await?;
         match reply {
-            Reply::Error { not_running: true, message } => Err(ShimError::NotRunning(message)),
+            Reply::Error {
+                not_running: true,
+                message,
+            } => Err(ShimError::NotRunning(message)),
             Reply::Error { message, .. } => Err(ShimError::Failed(message)),
             r => Ok((c, r)),
         }
@@ -111,34 +132,46 @@ impl Shim {
         self.call(&request, &[]).await.map(drop)
     }
 
-    /// The containers that are running now, and the stream of their ends.
-    pub async fn subscribe(&self) -> Result<(Vec<Held>, Events), ShimError> {
+    /// The shim's pid, the containers that are running now, and the stream of their ends.
+    pub async fn subscribe(&self) -> Result<(i32, Vec<Held>, Events), ShimError> {
         match self.call(&Request::Subscribe, &[]).await? {
-            (c, Reply::Subscribed { containers }) => Ok((containers, Events(c))),
+            (c, Reply::Subscribed { pid, containers }) => Ok((pid, containers, Events(c))),
             (_, r) => Err(unexpected(&r)),
         }
     }
 
-    /// The process id of whoever holds the socket, from the kernel.
-    pub async fn pid(&self) -> Result<i32, ShimError> {
-        let c = self.connect().await?;
-        c.stream.peer_cred().map_err(ShimError::Gone)?.pid().ok_or_else(|| ShimError::Failed("the shim has no pid".into()))
-    }
-
     /// (pid, start time in ns).
     pub async fn start(&self, spec: &ContainerSpec) -> Result<(i32, i64), ShimError> {
-        match self.call(&Request::Start { spec: Box::new(spec.clone()) }, &[]).await? {
+        match self
+            .call(
+                &Request::Start {
+                    spec: Box::new(spec.clone()),
+                },
+                &[],
+            )
+            .await?
+        {
             (_, Reply::Started { pid, started_at }) => Ok((pid, started_at)),
             (_, r) => Err(unexpected(&r)),
         }
     }
 
     pub async fn kill(&self, id: &str, signal: i32, all: bool) -> Result<(), ShimError> {
-        self.simple(Request::Kill { id: id.into(), signal, all }).await
+        self.simple(Request::Kill {
+            id: id.into(),
+            signal,
+            all,
+        })
+        .await
     }
 
     pub async fn resize(&self, id: &str, width: u16, height: u16) -> Result<(), ShimError> {
-        self.simple(Request::Resize { id: id.into(), width, height }).await
+        self.simple(Request::Resize {
+            id: id.into(),
+            width,
+            height,
+        })
+        .await
     }
 
     pub async fn reopen_log(&self, id: &str) -> Result<(), ShimError> {
@@ -146,7 +179,12 @@ impl Shim {
     }
 
     /// Runs a process with the given stdio; None is /dev/null.
-    pub async fn exec(&self, id: &str, process: &ProcessSpec, stdio: [Option<OwnedFd>; 3]) -> Result<ExecHandle, ShimError> {
+    pub async fn exec(
+        &self,
+        id: &str,
+        process: &ProcessSpec,
+        stdio: [Option<OwnedFd>; 3],
+    ) -> Result<ExecHandle, ShimError> {
         let request = Request::Exec {
             id: id.into(),
             process: Box::new(process.clone()),
@@ -157,7 +195,12 @@ impl Shim {
         let fds: Vec<_> = stdio.iter().flatten().map(AsFd::as_fd).collect();
         let (mut c, reply) = self.call(&request, &fds).await?;
         match reply {
-            Reply::ExecStarted { pid } => Ok(ExecHandle { shim: self.clone(), pid, master: c.fds.pop(), connection: c }),
+            Reply::ExecStarted { pid } => Ok(ExecHandle {
+                shim: self.clone(),
+                pid,
+                master: c.fds.pop(),
+                connection: c,
+            }),
             r => Err(unexpected(&r)),
         }
     }
@@ -177,7 +220,9 @@ impl Shim {
     /// An unconnected, non-blocking TCP socket in the pod's network namespace.
     pub async fn socket(&self, v6: bool) -> Result<OwnedFd, ShimError> {
         let (mut c, _) = self.call(&Request::Socket { v6 }, &[]).await?;
-        c.fds.pop().ok_or_else(|| ShimError::Failed("the shim sent no socket".into()))
+        c.fds
+            .pop()
+            .ok_or_else(|| ShimError::Failed("the shim sent no socket".into()))
     }
 
     /// Ends the shim and everything in it. A shim that is gone already is fine.
@@ -226,7 +271,12 @@ impl ExecHandle {
     }
 
     pub async fn kill(&self, signal: i32) -> Result<(), ShimError> {
-        self.shim.simple(Request::KillExec { pid: self.pid, signal }).await
+        self.shim
+            .simple(Request::KillExec {
+                pid: self.pid,
+                signal,
+            })
+            .await
     }
 }
 
@@ -244,7 +294,9 @@ impl Connection {
             let with = if at == 0 { fds } else { &[] };
             at += self
                 .stream
-                .async_io(Interest::WRITABLE, || sys::send_with_fds(self.stream.as_fd(), &bytes[at..], with))
+                .async_io(Interest::WRITABLE, || {
+                    sys::send_with_fds(self.stream.as_fd(), &bytes[at..], with)
+                })
                 .await?;
         }
         Ok(())
@@ -259,7 +311,9 @@ impl Connection {
             let mut got = Vec::new();
             let n = self
                 .stream
-                .async_io(Interest::READABLE, || sys::recv_with_fds(self.stream.as_fd(), &mut buffer, &mut got))
+                .async_io(Interest::READABLE, || {
+                    sys::recv_with_fds(self.stream.as_fd(), &mut buffer, &mut got)
+                })
                 .await
                 .map_err(ShimError::Gone)?;
             self.fds.append(&mut got);

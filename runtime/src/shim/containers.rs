@@ -22,7 +22,10 @@ pub struct Source {
 impl Source {
     pub fn new(fd: OwnedFd, name: &'static str) -> io::Result<Self> {
         sys::set_nonblocking(fd.as_fd(), true)?;
-        Ok(Self { fd, splitter: LineSplitter::new(name) })
+        Ok(Self {
+            fd,
+            splitter: LineSplitter::new(name),
+        })
     }
 }
 
@@ -35,7 +38,10 @@ pub struct Sink {
 impl Sink {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         sys::set_nonblocking(fd.as_fd(), true)?;
-        Ok(Self { fd, queue: VecDeque::new() })
+        Ok(Self {
+            fd,
+            queue: VecDeque::new(),
+        })
     }
 
     /// Writes what fits. False when the reader is gone.
@@ -121,10 +127,19 @@ impl Container {
 
     /// Reads once from an output stream and hands it to the log and the attached.
     pub fn pump(&mut self, which: usize, buffer: &mut [u8]) {
-        let Some(source) = &mut self.sources[which] else { return };
+        let Some(source) = &mut self.sources[which] else {
+            return;
+        };
         let n = match sys::read(source.fd.as_fd(), buffer) {
             Ok(n) => n,
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                return;
+            }
             // A terminal whose last slave is closed says EIO: its end of file.
             Err(_) => 0,
         };
@@ -140,7 +155,11 @@ impl Container {
             log.write(&lines);
         }
         for a in &mut self.attached {
-            let sink = if which == STDOUT { &mut a.stdout } else { &mut a.stderr };
+            let sink = if which == STDOUT {
+                &mut a.stdout
+            } else {
+                &mut a.stderr
+            };
             if let Some(s) = sink {
                 s.queue.extend(&buffer[..n]);
                 if !s.flush() || (n == 0 && s.queue.is_empty()) {
@@ -157,7 +176,11 @@ impl Container {
             // Bounded: a process that outlives its container and keeps writing must not hold the loop.
             for _ in 0..4096 {
                 let Some(s) = &self.sources[which] else { break };
-                let mut p = [libc::pollfd { fd: s.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+                let mut p = [libc::pollfd {
+                    fd: s.fd.as_raw_fd(),
+                    events: libc::POLLIN,
+                    revents: 0,
+                }];
                 if sys::poll(&mut p, 0).unwrap_or(0) == 0 || self.held_back() {
                     break;
                 }
@@ -168,13 +191,19 @@ impl Container {
 
     /// Reads once from an attached stdin into the container's.
     pub fn feed(&mut self, index: usize, buffer: &mut [u8]) {
-        let Some(fd) = self.attached.get(index).and_then(|a| a.stdin.as_ref()) else { return };
+        let Some(fd) = self.attached.get(index).and_then(|a| a.stdin.as_ref()) else {
+            return;
+        };
         match sys::read(fd.as_fd(), buffer) {
             Ok(n) if n > 0 => {
                 self.stdin_queue.extend_from_slice(&buffer[..n]);
                 self.flush_stdin();
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
             _ => {
                 if let Some(a) = self.attached.get_mut(index) {
                     a.stdin = None;
@@ -230,7 +259,12 @@ impl Container {
 
     /// True when somebody fed stdin and nobody does any more.
     fn fed_to_the_end(&self) -> bool {
-        !self.attached.is_empty() && self.attached.iter().all(|a| a.stdin.is_none()) && self.attached.iter().any(|a| a.stdout.is_some() || a.stderr.is_some())
+        !self.attached.is_empty()
+            && self.attached.iter().all(|a| a.stdin.is_none())
+            && self
+                .attached
+                .iter()
+                .any(|a| a.stdout.is_some() || a.stderr.is_some())
     }
 
     /// Writes to attached readers again after they said they can.
@@ -249,7 +283,8 @@ impl Container {
     }
 
     fn forget_gone(&mut self) {
-        self.attached.retain(|a| a.stdin.is_some() || a.stdout.is_some() || a.stderr.is_some());
+        self.attached
+            .retain(|a| a.stdin.is_some() || a.stdout.is_some() || a.stderr.is_some());
     }
 
     /// Signals the first process, or everything.
@@ -294,6 +329,11 @@ impl Container {
 fn oom_count(file: &std::path::Path) -> u64 {
     std::fs::read_to_string(file)
         .ok()
-        .and_then(|t| t.lines().find_map(|l| l.strip_prefix("oom_kill ").and_then(|n| n.trim().parse().ok())))
+        .and_then(|t| {
+            t.lines().find_map(|l| {
+                l.strip_prefix("oom_kill ")
+                    .and_then(|n| n.trim().parse().ok())
+            })
+        })
         .unwrap_or(0)
 }

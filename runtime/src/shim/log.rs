@@ -23,7 +23,10 @@ pub fn format_time(ns: i64, out: &mut Vec<u8>) {
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + i64::from(month <= 2);
     let (h, m, s) = (rest / 3600, rest / 60 % 60, rest % 60);
-    let _ = write!(out, "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{nanos:09}Z");
+    let _ = write!(
+        out,
+        "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{nanos:09}Z"
+    );
 }
 
 /// The unfinished line of one stream.
@@ -34,7 +37,10 @@ pub struct LineSplitter {
 
 impl LineSplitter {
     pub fn new(stream: &'static str) -> Self {
-        Self { stream, partial: Vec::new() }
+        Self {
+            stream,
+            partial: Vec::new(),
+        }
     }
 
     fn emit(&self, now: i64, tag: u8, head: &[u8], tail: &[u8], out: &mut Vec<u8>) {
@@ -91,7 +97,13 @@ pub struct LogFile {
 
 impl LogFile {
     pub fn open(path: &Path) -> io::Result<Self> {
-        let open = || File::options().append(true).create(true).mode(0o640).open(path);
+        let open = || {
+            File::options()
+                .append(true)
+                .create(true)
+                .mode(0o640)
+                .open(path)
+        };
         let file = match open() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
@@ -99,7 +111,10 @@ impl LogFile {
             }
             r => r?,
         };
-        Ok(Self { path: path.to_path_buf(), file })
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+        })
     }
 
     /// After a rotation: the same path again, made anew if it was moved away.
@@ -126,8 +141,14 @@ mod tests {
     #[test]
     fn times_are_rfc_3339_with_nanoseconds() {
         assert_eq!(time(0), "1970-01-01T00:00:00.000000000Z");
-        assert_eq!(time(951_827_696_000_000_007), "2000-02-29T12:34:56.000000007Z");
-        assert_eq!(time(1_798_761_599_999_999_999), "2026-12-31T23:59:59.999999999Z");
+        assert_eq!(
+            time(951_827_696_000_000_007),
+            "2000-02-29T12:34:56.000000007Z"
+        );
+        assert_eq!(
+            time(1_798_761_599_999_999_999),
+            "2026-12-31T23:59:59.999999999Z"
+        );
     }
 
     #[test]
@@ -139,7 +160,10 @@ mod tests {
         s.push(&[b'x'; MAX_LINE + 1], 0, &mut out);
         s.finish(0, &mut out);
         let text = String::from_utf8(out).unwrap();
-        let lines: Vec<&str> = text.lines().map(|l| l.split_once("Z stdout ").unwrap().1).collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .map(|l| l.split_once("Z stdout ").unwrap().1)
+            .collect();
         assert_eq!(lines[..3], ["F one", "F two", "F "]);
         assert_eq!(lines[3], format!("P {}", "x".repeat(MAX_LINE)));
         assert_eq!(lines[4], "F x");

@@ -6,7 +6,6 @@ use crate::container::rootfs::CgroupMount;
 use crate::container::spec::{ContainerSpec, Exited, ProcessSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 /// A longer message is a broken peer.
 pub const MAX_MESSAGE: usize = 16 << 20;
@@ -23,8 +22,6 @@ pub struct ShimConfig {
     /// The containers share one pid namespace, whose pid 1 is a child of the shim.
     pub share_pid: bool,
     pub sysctls: BTreeMap<String, String>,
-    /// cgroup.procs files that the shim itself joins, so that stopping the server's service does not stop it.
-    pub cgroup_procs: Vec<PathBuf>,
     /// The node's cgroup hierarchies, for containers' /sys/fs/cgroup.
     pub cgroup_mounts: Vec<CgroupMountRecord>,
 }
@@ -41,13 +38,23 @@ pub struct CgroupMountRecord {
 
 impl From<CgroupMountRecord> for CgroupMount {
     fn from(r: CgroupMountRecord) -> Self {
-        Self { name: r.name, fstype: r.fstype, data: r.data, links: r.links }
+        Self {
+            name: r.name,
+            fstype: r.fstype,
+            data: r.data,
+            links: r.links,
+        }
     }
 }
 
 impl From<CgroupMount> for CgroupMountRecord {
     fn from(r: CgroupMount) -> Self {
-        Self { name: r.name, fstype: r.fstype, data: r.data, links: r.links }
+        Self {
+            name: r.name,
+            fstype: r.fstype,
+            data: r.data,
+            links: r.links,
+        }
     }
 }
 
@@ -57,19 +64,48 @@ pub enum Request {
     /// This connection gets `Subscribed` and then every `Exited`.
     Subscribe,
     /// Makes and runs a container: `Started` or `Error`.
-    Start { spec: Box<ContainerSpec> },
+    Start {
+        spec: Box<ContainerSpec>,
+    },
     /// Signals a container's first process, or with `all` every process of it.
-    Kill { id: String, signal: i32, #[serde(default)] all: bool },
+    Kill {
+        id: String,
+        signal: i32,
+        #[serde(default)]
+        all: bool,
+    },
     /// Runs a process in a container. Descriptors: stdin, stdout, stderr, those that are true. `ExecStarted` (with the
     /// terminal's master attached if the process has one), then `ExecExited` on the same connection.
-    Exec { id: String, process: Box<ProcessSpec>, stdin: bool, stdout: bool, stderr: bool },
-    KillExec { pid: i32, signal: i32 },
+    Exec {
+        id: String,
+        process: Box<ProcessSpec>,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
+    KillExec {
+        pid: i32,
+        signal: i32,
+    },
     /// Adds readers (and a writer of stdin) to a container's stdio. Descriptors as for Exec.
-    Attach { id: String, stdin: bool, stdout: bool, stderr: bool },
-    Resize { id: String, width: u16, height: u16 },
-    ReopenLog { id: String },
+    Attach {
+        id: String,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
+    Resize {
+        id: String,
+        width: u16,
+        height: u16,
+    },
+    ReopenLog {
+        id: String,
+    },
     /// A TCP socket of the pod's network namespace: `Ok` with the descriptor.
-    Socket { v6: bool },
+    Socket {
+        v6: bool,
+    },
     /// Kills everything and leaves.
     Shutdown,
 }
@@ -86,15 +122,32 @@ pub struct Held {
 #[serde(tag = "re", rename_all = "camelCase")]
 pub enum Reply {
     Ok,
-    Subscribed { containers: Vec<Held> },
+    /// The shim's pid too: the kernel names the process that called listen(2), which is the server that made the socket.
+    Subscribed {
+        pid: i32,
+        containers: Vec<Held>,
+    },
     #[serde(rename_all = "camelCase")]
-    Started { pid: i32, started_at: i64 },
-    ExecStarted { pid: i32 },
-    ExecExited { code: i32 },
+    Started {
+        pid: i32,
+        started_at: i64,
+    },
+    ExecStarted {
+        pid: i32,
+    },
+    ExecExited {
+        code: i32,
+    },
     /// A container ended; its exit.json is already written.
-    Exited { id: String, exited: Exited },
+    Exited {
+        id: String,
+        exited: Exited,
+    },
     #[serde(rename_all = "camelCase")]
-    Error { not_running: bool, message: String },
+    Error {
+        not_running: bool,
+        message: String,
+    },
 }
 
 /// The bytes of one message.
@@ -111,7 +164,9 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 
 /// Takes one whole message off the front of the buffer. None: more bytes are needed.
 pub fn decode<T: serde::de::DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Option<T>, String> {
-    let Some(head) = buffer.first_chunk::<4>() else { return Ok(None) };
+    let Some(head) = buffer.first_chunk::<4>() else {
+        return Ok(None);
+    };
     let len = u32::from_le_bytes(*head) as usize;
     if len > MAX_MESSAGE {
         return Err(format!("a message of {len} bytes is too long"));
@@ -119,7 +174,8 @@ pub fn decode<T: serde::de::DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Op
     if buffer.len() < 4 + len {
         return Ok(None);
     }
-    let message = serde_json::from_slice(&buffer[4..4 + len]).map_err(|e| format!("bad message: {e}"));
+    let message =
+        serde_json::from_slice(&buffer[4..4 + len]).map_err(|e| format!("bad message: {e}"));
     buffer.drain(..4 + len);
     message.map(Some)
 }
@@ -130,7 +186,11 @@ mod tests {
 
     #[test]
     fn messages_survive_being_cut_into_pieces() {
-        let mut wire = encode(&Request::Kill { id: "a".into(), signal: 15, all: true });
+        let mut wire = encode(&Request::Kill {
+            id: "a".into(),
+            signal: 15,
+            all: true,
+        });
         wire.extend(encode(&Request::Shutdown));
         let mut buffer = Vec::new();
         let mut seen = Vec::new();
@@ -140,7 +200,10 @@ mod tests {
                 seen.push(format!("{r:?}"));
             }
         }
-        assert_eq!(seen, [r#"Kill { id: "a", signal: 15, all: true }"#, "Shutdown"]);
+        assert_eq!(
+            seen,
+            [r#"Kill { id: "a", signal: 15, all: true }"#, "Shutdown"]
+        );
         assert!(decode::<Request>(&mut vec![255; 8]).is_err());
     }
 }

@@ -13,11 +13,14 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub fn main(args: &[OsString]) -> ! {
     let Some(dir) = args.first() else {
-        let _ = sys::write(sys::std_fd(2), b"usage: skiff shim DIR (started by the server, not by hand)\n");
+        let _ = sys::write(
+            sys::std_fd(2),
+            b"usage: skiff shim DIR (started by the server, not by hand)\n",
+        );
         sys::exit_now(1);
     };
     let (listener, ready) = match setup::daemonise() {
@@ -42,6 +45,9 @@ pub fn main(args: &[OsString]) -> ! {
         }
     }
 }
+
+/// Nothing happened for so long: the pod is quiet.
+const QUIET_MS: i32 = 2000;
 
 struct Conn {
     id: u64,
@@ -78,6 +84,10 @@ struct Shim {
     pending: Vec<Pending>,
     execs: Vec<Exec>,
     leaving: Option<u64>,
+    /// Program text, let go of when the pod is quiet.
+    text: Vec<(usize, usize)>,
+    /// Something happened since then.
+    awake: bool,
 }
 
 /// What a polled descriptor belongs to.
@@ -96,8 +106,14 @@ enum Token {
 impl Shim {
     fn new(mut born: Born) -> StepResult<Self> {
         let sigchld = step("watch for children", sys::sigchld_fd())?;
-        let cgroups = std::mem::take(&mut born.config.cgroup_mounts).into_iter().map(Into::into).collect();
-        let _ = sys::write(born.ready.as_fd(), format!("ok {}", std::process::id()).as_bytes());
+        let cgroups = std::mem::take(&mut born.config.cgroup_mounts)
+            .into_iter()
+            .map(Into::into)
+            .collect();
+        let _ = sys::write(
+            born.ready.as_fd(),
+            format!("ok {}", std::process::id()).as_bytes(),
+        );
         // The server reads to the end of file, so the pipe is closed by putting something else in its place.
         born.ready = step("close the ready pipe", sys::dup_high(sys::std_fd(0)))?;
         Ok(Self {
@@ -110,6 +126,8 @@ impl Shim {
             pending: Vec::new(),
             execs: Vec::new(),
             leaving: None,
+            text: sys::file_mappings(),
+            awake: true,
         })
     }
 
@@ -120,8 +138,15 @@ impl Shim {
             tokens.clear();
             fds.clear();
             self.collect(&mut tokens, &mut fds);
-            if sys::poll(&mut fds, self.timeout()).is_err() {
-                sys::exit_now(1);
+            match sys::poll(&mut fds, self.timeout()) {
+                Err(_) => sys::exit_now(1),
+                Ok(0) if self.awake && self.timeout() == QUIET_MS => {
+                    // A shim of a quiet pod needs a few pages; the rest of the program it ran at the start can go.
+                    sys::forget_pages(&self.text);
+                    self.awake = false;
+                    continue;
+                }
+                Ok(n) => self.awake |= n > 0,
             }
             for (token, fd) in tokens.iter().zip(&fds) {
                 if fd.revents != 0 {
@@ -143,12 +168,24 @@ impl Shim {
     fn collect(&self, tokens: &mut Vec<Token>, fds: &mut Vec<libc::pollfd>) {
         let mut add = |token: Token, fd: RawFd, events: i16| {
             tokens.push(token);
-            fds.push(libc::pollfd { fd, events, revents: 0 });
+            fds.push(libc::pollfd {
+                fd,
+                events,
+                revents: 0,
+            });
         };
-        add(Token::Listener, self.born.listener.as_raw_fd(), libc::POLLIN);
+        add(
+            Token::Listener,
+            self.born.listener.as_raw_fd(),
+            libc::POLLIN,
+        );
         add(Token::Child, self.sigchld.as_raw_fd(), libc::POLLIN);
         for c in &self.conns {
-            let out = if c.output.is_empty() { 0 } else { libc::POLLOUT };
+            let out = if c.output.is_empty() {
+                0
+            } else {
+                libc::POLLOUT
+            };
             add(Token::Conn(c.id), c.fd.as_raw_fd(), libc::POLLIN | out);
         }
         for p in &self.pending {
@@ -178,14 +215,18 @@ impl Shim {
         }
     }
 
-    /// Milliseconds to the nearest deadline of an ended container; no deadline, no wake-up.
+    /// Milliseconds to the nearest deadline of an ended container, or to the pod's being quiet; then no wake-up.
     fn timeout(&self) -> i32 {
         let now = sys::monotonic_ms();
         self.containers
             .iter()
-            .filter_map(|c| c.ended.as_ref().map(|(_, d)| (d - now).clamp(0, 1000) as i32))
+            .filter_map(|c| {
+                c.ended
+                    .as_ref()
+                    .map(|(_, d)| (d - now).clamp(0, 1000) as i32)
+            })
             .min()
-            .unwrap_or(-1)
+            .unwrap_or(if self.awake { QUIET_MS } else { -1 })
     }
 
     fn handle(&mut self, token: Token, revents: i16) {
@@ -234,7 +275,10 @@ impl Shim {
 
     fn accept(&mut self) {
         use rustix::net::SocketFlags;
-        while let Ok(fd) = rustix::net::accept_with(&self.born.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        while let Ok(fd) = rustix::net::accept_with(
+            &self.born.listener,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        ) {
             let id = self.next_conn;
             self.next_conn += 1;
             self.conns.push(Conn {
@@ -250,7 +294,9 @@ impl Shim {
     }
 
     fn serve(&mut self, id: u64, revents: i16) {
-        let Some(c) = self.conns.iter_mut().find(|c| c.id == id) else { return };
+        let Some(c) = self.conns.iter_mut().find(|c| c.id == id) else {
+            return;
+        };
         if revents & libc::POLLOUT != 0 {
             flush(c);
         }
@@ -281,7 +327,10 @@ impl Shim {
                     Ok(None) => break,
                     Err(message) => {
                         c.closed = true;
-                        let bytes = encode(&Reply::Error { not_running: false, message });
+                        let bytes = encode(&Reply::Error {
+                            not_running: false,
+                            message,
+                        });
                         c.output.push_back((bytes, vec![]));
                         flush(c);
                         break;
@@ -319,16 +368,32 @@ impl Shim {
                     .containers
                     .iter()
                     .filter(|c| c.running)
-                    .map(|c| Held { id: c.id.clone(), pid: c.pid })
+                    .map(|c| Held {
+                        id: c.id.clone(),
+                        pid: c.pid,
+                    })
                     .collect();
-                return self.reply(conn, &Reply::Subscribed { containers }, vec![]);
+                return self.reply(
+                    conn,
+                    &Reply::Subscribed {
+                        pid: std::process::id() as i32,
+                        containers,
+                    },
+                    vec![],
+                );
             }
             // Answered when the child has become its program, or has said why not.
             Request::Start { spec } => match self.start(conn, &spec) {
                 Ok(()) => return,
                 Err(message) => Err((false, message)),
             },
-            Request::Exec { id, process, stdin, stdout, stderr } => {
+            Request::Exec {
+                id,
+                process,
+                stdin,
+                stdout,
+                stderr,
+            } => {
                 let io = ChildIo {
                     stdin: if stdin { fds.next() } else { None },
                     stdout: if stdout { fds.next() } else { None },
@@ -340,7 +405,8 @@ impl Shim {
                 }
             }
             Request::Kill { id, signal, all } => self.running(&id).and_then(|c| {
-                c.kill(signal, all).map_err(|e| (false, format!("signal container {id}: {e}")))
+                c.kill(signal, all)
+                    .map_err(|e| (false, format!("signal container {id}: {e}")))
             }),
             Request::KillExec { pid, signal } => {
                 if self.execs.iter().any(|e| e.pid == pid) {
@@ -350,26 +416,46 @@ impl Shim {
                 }
                 Ok(())
             }
-            Request::Attach { id, stdin, stdout, stderr } => self.running(&id).and_then(|c| {
+            Request::Attach {
+                id,
+                stdin,
+                stdout,
+                stderr,
+            } => self.running(&id).and_then(|c| {
                 let bad = |e: io::Error| (false, format!("attach to {id}: {e}"));
                 let input = if stdin { fds.next() } else { None };
                 if let Some(fd) = &input {
                     sys::set_nonblocking(fd.as_fd(), true).map_err(bad)?;
                 }
-                let out = if stdout { fds.next().map(Sink::new).transpose().map_err(bad)? } else { None };
-                let err = if stderr { fds.next().map(Sink::new).transpose().map_err(bad)? } else { None };
+                let out = if stdout {
+                    fds.next().map(Sink::new).transpose().map_err(bad)?
+                } else {
+                    None
+                };
+                let err = if stderr {
+                    fds.next().map(Sink::new).transpose().map_err(bad)?
+                } else {
+                    None
+                };
                 let input = if c.stdin.is_some() { input } else { None };
-                c.attached.push(Attached { stdin: input, stdout: out, stderr: err });
+                c.attached.push(Attached {
+                    stdin: input,
+                    stdout: out,
+                    stderr: err,
+                });
                 Ok(())
             }),
-            Request::Resize { id, width, height } => self.running(&id).and_then(|c| match (&c.stdin, c.tty) {
-                (Some(fd), true) => {
-                    sys::set_winsize(fd.as_fd(), width, height).map_err(|e| (false, format!("resize: {e}")))
-                }
-                _ => Ok(()),
-            }),
+            Request::Resize { id, width, height } => {
+                self.running(&id).and_then(|c| match (&c.stdin, c.tty) {
+                    (Some(fd), true) => sys::set_winsize(fd.as_fd(), width, height)
+                        .map_err(|e| (false, format!("resize: {e}"))),
+                    _ => Ok(()),
+                })
+            }
             Request::ReopenLog { id } => self.running(&id).and_then(|c| match &mut c.log {
-                Some(log) => log.reopen().map_err(|e| (false, format!("reopen the log of {id}: {e}"))),
+                Some(log) => log
+                    .reopen()
+                    .map_err(|e| (false, format!("reopen the log of {id}: {e}"))),
                 None => Ok(()),
             }),
             Request::Socket { v6 } => match sys::tcp_socket(v6) {
@@ -392,7 +478,10 @@ impl Shim {
         };
         let reply = match result {
             Ok(()) => Reply::Ok,
-            Err((not_running, message)) => Reply::Error { not_running, message },
+            Err((not_running, message)) => Reply::Error {
+                not_running,
+                message,
+            },
         };
         self.reply(conn, &reply, vec![]);
     }
@@ -404,14 +493,30 @@ impl Shim {
             .ok_or_else(|| (true, format!("container {id} is not running")))
     }
 
-    /// Forks with the child in the wanted pid namespace. The shim itself never changes its own.
-    fn fork_in(&self, enter: impl FnOnce() -> io::Result<()>) -> StepResult<i32> {
+    /// Forks with the child in the wanted pid namespace and, on v2, already in its cgroup; the flag says whether it is.
+    /// The shim itself never changes its own.
+    fn fork_in(
+        &self,
+        cgroup_procs: &[PathBuf],
+        enter: impl FnOnce() -> io::Result<()>,
+    ) -> StepResult<(i32, bool)> {
+        let v2 = match cgroup_procs {
+            [only] => only.parent().and_then(|d| std::fs::File::open(d).ok()),
+            _ => None,
+        };
         step("choose the pid namespace", enter())?;
-        let pid = sys::fork();
-        if matches!(pid, Ok(0)) {
-            return Ok(0);
+        let pid = match v2.as_ref().map(|d| sys::fork_into(d.as_fd())) {
+            Some(Ok(pid)) => Ok((pid, true)),
+            // An old kernel, or the only hierarchy is a v1 one.
+            _ => sys::fork().map(|pid| (pid, false)),
+        };
+        if matches!(pid, Ok((0, _))) {
+            return step("fork", pid);
         }
-        step("come back to the own pid namespace", sys::setns(self.born.own_pid_ns.as_fd(), libc::CLONE_NEWPID))?;
+        step(
+            "come back to the own pid namespace",
+            sys::setns(self.born.own_pid_ns.as_fd(), libc::CLONE_NEWPID),
+        )?;
         step("fork", pid)
     }
 
@@ -420,7 +525,10 @@ impl Shim {
             return Err(format!("container {} is already started", spec.id));
         }
         let log = match &spec.log_path {
-            Some(p) => Some(step(format_args!("open the log {}", p.display()), LogFile::open(p))?),
+            Some(p) => Some(step(
+                format_args!("open the log {}", p.display()),
+                LogFile::open(p),
+            )?),
             None => None,
         };
         let mut container = Container::new(spec, log);
@@ -447,7 +555,10 @@ impl Shim {
             }
         }
         let (error_r, error_w) = step("make a pipe", sys::pipe())?;
-        step("set up the error pipe", sys::set_nonblocking(error_r.as_fd(), true))?;
+        step(
+            "set up the error pipe",
+            sys::set_nonblocking(error_r.as_fd(), true),
+        )?;
 
         let target = match &spec.pid {
             PidMode::Container | PidMode::Node => None,
@@ -456,44 +567,76 @@ impl Shim {
                 None => return Err("the pod was made without a shared process namespace".into()),
             },
             PidMode::Target(id) => {
-                let pid = self.running(id).map_err(|(_, m)| format!("target of the process namespace: {m}"))?.pid;
-                Some(step("open the target's pid namespace", sys::pidfd_open(pid))?)
+                let pid = self
+                    .running(id)
+                    .map_err(|(_, m)| format!("target of the process namespace: {m}"))?
+                    .pid;
+                Some(step(
+                    "open the target's pid namespace",
+                    sys::pidfd_open(pid),
+                )?)
             }
         };
         let own = spec.pid == PidMode::Container;
-        let pid = self.fork_in(|| match &target {
+        let (pid, joined) = self.fork_in(&spec.cgroup_procs, || match &target {
             Some(fd) => sys::setns(fd.as_fd(), libc::CLONE_NEWPID),
             None if own => sys::unshare(libc::CLONE_NEWPID),
             None => Ok(()),
         })?;
         if pid == 0 {
             drop(error_r);
-            init::run_init(spec, &self.cgroups, io, tty_child, error_w);
+            let join = if joined { &[][..] } else { &spec.cgroup_procs };
+            init::run_init(spec, join, &self.cgroups, io, tty_child, error_w);
         }
         container.pid = pid;
         self.containers.push(container);
-        self.pending.push(Pending { pid, error: error_r, text: Vec::new(), tty, conn, exec: false });
+        self.pending.push(Pending {
+            pid,
+            error: error_r,
+            text: Vec::new(),
+            tty,
+            conn,
+            exec: false,
+        });
         Ok(())
     }
 
-    fn exec(&mut self, conn: u64, id: &str, process: &ProcessSpec, io: ChildIo) -> Result<(), (bool, String)> {
+    fn exec(
+        &mut self,
+        conn: u64,
+        id: &str,
+        process: &ProcessSpec,
+        io: ChildIo,
+    ) -> Result<(), (bool, String)> {
         let c = self.running(id)?;
         let (target, cgroups) = (c.pid, c.cgroup_procs.clone());
         let go = || -> StepResult<()> {
             let pidfd = step("open the container", sys::pidfd_open(target))?;
             let (error_r, error_w) = step("make a pipe", sys::pipe())?;
-            step("set up the error pipe", sys::set_nonblocking(error_r.as_fd(), true))?;
+            step(
+                "set up the error pipe",
+                sys::set_nonblocking(error_r.as_fd(), true),
+            )?;
             let (mut tty, mut tty_child) = (None, None);
             if process.tty {
                 let (ours, theirs) = step("make a channel", channel())?;
                 (tty, tty_child) = (Some(ours), Some(theirs));
             }
-            let pid = self.fork_in(|| sys::setns(pidfd.as_fd(), libc::CLONE_NEWPID))?;
+            let (pid, joined) =
+                self.fork_in(&cgroups, || sys::setns(pidfd.as_fd(), libc::CLONE_NEWPID))?;
             if pid == 0 {
                 drop(error_r);
-                exec::run_exec(process, &cgroups, pidfd.as_fd(), io, tty_child, error_w);
+                let join = if joined { &[][..] } else { &cgroups };
+                exec::run_exec(process, join, pidfd.as_fd(), io, tty_child, error_w);
             }
-            self.pending.push(Pending { pid, error: error_r, text: Vec::new(), tty, conn, exec: true });
+            self.pending.push(Pending {
+                pid,
+                error: error_r,
+                text: Vec::new(),
+                tty,
+                conn,
+                exec: true,
+            });
             Ok(())
         };
         go().map_err(|e| (false, e))
@@ -501,7 +644,9 @@ impl Shim {
 
     /// Reads a pending child's error pipe; its end decides whether the program runs.
     fn resolve(&mut self, pid: i32, dead: bool) {
-        let Some(at) = self.pending.iter().position(|p| p.pid == pid) else { return };
+        let Some(at) = self.pending.iter().position(|p| p.pid == pid) else {
+            return;
+        };
         let mut buffer = [0; 2048];
         loop {
             match sys::read(self.pending[at].error.as_fd(), &mut buffer) {
@@ -519,14 +664,30 @@ impl Shim {
             if !p.exec {
                 self.containers.retain(|c| c.pid != pid);
             }
-            return self.reply(p.conn, &Reply::Error { not_running: false, message }, vec![]);
+            return self.reply(
+                p.conn,
+                &Reply::Error {
+                    not_running: false,
+                    message,
+                },
+                vec![],
+            );
         }
         if p.exec {
             self.execs.push(Exec { pid, conn: p.conn });
-            return self.reply(p.conn, &Reply::ExecStarted { pid }, master.into_iter().collect());
+            return self.reply(
+                p.conn,
+                &Reply::ExecStarted { pid },
+                master.into_iter().collect(),
+            );
         }
-        let started = Started { pid, started_at: sys::now_ns() };
-        let Some(c) = self.container_of(pid) else { return };
+        let started = Started {
+            pid,
+            started_at: sys::now_ns(),
+        };
+        let Some(c) = self.container_of(pid) else {
+            return;
+        };
         if let Some(master) = master {
             c.stdin = master.try_clone().ok();
             c.sources[STDOUT] = Source::new(master, "stdout").ok();
@@ -535,7 +696,14 @@ impl Shim {
         let file = c.state_dir.join("started.json");
         // Without the record a restarted server still learns of the container from the subscription.
         let _ = state::write_json(&file, &started);
-        self.reply(p.conn, &Reply::Started { pid, started_at: started.started_at }, vec![]);
+        self.reply(
+            p.conn,
+            &Reply::Started {
+                pid,
+                started_at: started.started_at,
+            },
+            vec![],
+        );
     }
 
     fn reap(&mut self) {
@@ -545,7 +713,13 @@ impl Shim {
             self.resolve(pid, true);
             if let Some(at) = self.execs.iter().position(|e| e.pid == pid) {
                 let e = self.execs.swap_remove(at);
-                self.reply(e.conn, &Reply::ExecExited { code: sys::exit_code(status) }, vec![]);
+                self.reply(
+                    e.conn,
+                    &Reply::ExecExited {
+                        code: sys::exit_code(status),
+                    },
+                    vec![],
+                );
             } else if let Some(c) = self.container_of(pid) {
                 c.end(status);
                 let mut buffer = [0; 32 * 1024];
@@ -562,7 +736,9 @@ impl Shim {
         while let Some(at) = self.containers.iter().position(Container::settled) {
             let mut c = self.containers.swap_remove(at);
             c.flush_sinks();
-            let Some((exited, _)) = c.ended.take() else { continue };
+            let Some((exited, _)) = c.ended.take() else {
+                continue;
+            };
             let _ = state::write_json(&c.state_dir.join("exit.json"), &exited);
             let id = c.id.clone();
             // Readers that lag get what is queued for them, but must not hold back the news.
@@ -605,13 +781,22 @@ fn finish_sinks(mut c: Container) {
 
 /// True when nobody can read from the pipe any more.
 fn reader_gone(fd: &OwnedFd) -> bool {
-    let mut p = [libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 }];
+    let mut p = [libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    }];
     sys::poll(&mut p, 0).is_ok_and(|n| n > 0) && p[0].revents & libc::POLLERR != 0
 }
 
 fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 fn receive_fd(channel: &OwnedFd) -> Option<OwnedFd> {

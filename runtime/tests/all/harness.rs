@@ -1,6 +1,8 @@
 //! Owns what every integration test needs: a runtime in a directory of its own, a client, an image of busybox.
 
-use k8s_cri::v1::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient, *};
+use k8s_cri::v1::{
+    self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient, *,
+};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +33,11 @@ async fn channel(socket: PathBuf) -> Channel {
     tonic::transport::Endpoint::from_static("http://localhost")
         .connect_with_connector(tower::service_fn(move |_| {
             let socket = socket.clone();
-            async move { Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(tokio::net::UnixStream::connect(socket).await?)) }
+            async move {
+                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(
+                    tokio::net::UnixStream::connect(socket).await?,
+                ))
+            }
         }))
         .await
         .expect("connect to the CRI socket")
@@ -48,39 +54,81 @@ pub fn add_busybox(store: &skiff_runtime::images::ImageStore) {
         std::fs::create_dir_all(fs.join(d)).unwrap();
     }
     std::fs::copy("/bin/busybox", fs.join("bin/busybox")).unwrap();
-    let list = std::process::Command::new("/bin/busybox").arg("--list").output().unwrap().stdout;
-    for name in String::from_utf8(list).unwrap().lines().filter(|n| *n != "busybox") {
+    let list = std::process::Command::new("/bin/busybox")
+        .arg("--list")
+        .output()
+        .unwrap()
+        .stdout;
+    for name in String::from_utf8(list)
+        .unwrap()
+        .lines()
+        .filter(|n| *n != "busybox")
+    {
         std::os::unix::fs::symlink("busybox", fs.join("bin").join(name)).unwrap();
     }
-    std::fs::write(fs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n").unwrap();
-    std::fs::write(fs.join("etc/group"), "root:x:0:\napp:x:1000:\nextra:x:2000:app\n").unwrap();
-    let id: Digest = Digest::parse(&format!("sha256:{:x}", sha2::Sha256::digest(b"busybox layer of the tests"))).unwrap();
-    ingest.commit_layer(layer, &Digest::chain(None, &id), Default::default()).unwrap();
+    std::fs::write(
+        fs.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
+    )
+    .unwrap();
+    std::fs::write(
+        fs.join("etc/group"),
+        "root:x:0:\napp:x:1000:\nextra:x:2000:app\n",
+    )
+    .unwrap();
+    let id: Digest = Digest::parse(&format!(
+        "sha256:{:x}",
+        sha2::Sha256::digest(b"busybox layer of the tests")
+    ))
+    .unwrap();
+    ingest
+        .commit_layer(layer, &Digest::chain(None, &id), Default::default())
+        .unwrap();
     let config = serde_json::json!({
         "architecture": "amd64", "os": "linux",
         "config": {"Env": ["PATH=/bin", "FROM_IMAGE=1"], "Entrypoint": ["/bin/sh", "-c"]},
         "rootfs": {"type": "layers", "diff_ids": [id.to_string()]},
     });
     let digest = ingest.put_blob(config.to_string().as_bytes()).unwrap();
-    let names = skiff_runtime::images::store::NewImage { repo_tags: vec!["docker.io/library/busybox:test".into()], ..Default::default() };
+    let names = skiff_runtime::images::store::NewImage {
+        repo_tags: vec!["docker.io/library/busybox:test".into()],
+        ..Default::default()
+    };
     ingest.finish(&digest, names, 0).unwrap();
 }
 
 impl Node {
     pub async fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("skiff-rt-").tempdir_in("/var/tmp").unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("skiff-rt-")
+            .tempdir_in("/var/tmp")
+            .unwrap();
         let cgroup = format!("/skiff-test-{}", &skiff_runtime::state::new_id()[..8]);
         let config = skiff_runtime::Config::new(dir.path(), &cgroup);
         let (client, images, cancel, running) = Self::serve(&config).await;
         add_busybox(running.images());
-        Self { dir, config, client, images, cancel, running: Some(running) }
+        Self {
+            dir,
+            config,
+            client,
+            images,
+            cancel,
+            running: Some(running),
+        }
     }
 
     async fn serve(
         config: &skiff_runtime::Config,
-    ) -> (Client, ImageServiceClient<Channel>, CancellationToken, skiff_runtime::Running) {
+    ) -> (
+        Client,
+        ImageServiceClient<Channel>,
+        CancellationToken,
+        skiff_runtime::Running,
+    ) {
         let cancel = CancellationToken::new();
-        let running = skiff_runtime::start(config.clone(), cancel.clone()).await.unwrap();
+        let running = skiff_runtime::start(config.clone(), cancel.clone())
+            .await
+            .unwrap();
         let channel = channel(config.socket.clone()).await;
         let client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         (client, ImageServiceClient::new(channel), cancel, running)
@@ -97,30 +145,54 @@ impl Node {
 
     pub async fn start_server(&mut self) {
         let (client, images, cancel, running) = Self::serve(&self.config).await;
-        (self.client, self.images, self.cancel, self.running) = (client, images, cancel, Some(running));
+        (self.client, self.images, self.cancel, self.running) =
+            (client, images, cancel, Some(running));
     }
 
     pub async fn finish(mut self) {
         self.stop_server().await;
         skiff_runtime::reset(&self.config).await.unwrap();
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        assert!(!mounts.contains(&*self.dir.path().to_string_lossy()), "a mount is left behind");
+        assert!(
+            !mounts.contains(&*self.dir.path().to_string_lossy()),
+            "a mount is left behind"
+        );
         for controller in ["memory", "pids", "unified", "systemd"] {
-            let left = Path::new("/sys/fs/cgroup").join(controller).join(self.config.cgroup_parent.trim_start_matches('/'));
+            let left = Path::new("/sys/fs/cgroup")
+                .join(controller)
+                .join(self.config.cgroup_parent.trim_start_matches('/'));
             assert!(!left.exists(), "{} is left behind", left.display());
         }
     }
 
     pub fn sandbox(&self, name: &str) -> PodSandboxConfig {
         PodSandboxConfig {
-            metadata: Some(PodSandboxMetadata { name: name.into(), uid: format!("uid-{name}"), namespace: "default".into(), attempt: 0 }),
+            metadata: Some(PodSandboxMetadata {
+                name: name.into(),
+                uid: format!("uid-{name}"),
+                namespace: "default".into(),
+                attempt: 0,
+            }),
             hostname: name.into(),
-            log_directory: self.dir.path().join("logs").join(name).display().to_string(),
-            dns_config: Some(DnsConfig { servers: vec!["10.43.0.10".into()], searches: vec!["svc".into()], options: vec![] }),
+            log_directory: self
+                .dir
+                .path()
+                .join("logs")
+                .join(name)
+                .display()
+                .to_string(),
+            dns_config: Some(DnsConfig {
+                servers: vec!["10.43.0.10".into()],
+                searches: vec!["svc".into()],
+                options: vec![],
+            }),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: format!("{}/kubepods/pod{name}", self.config.cgroup_parent),
                 security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: Some(NamespaceOption { pid: NamespaceMode::Container as i32, ..Default::default() }),
+                    namespace_options: Some(NamespaceOption {
+                        pid: NamespaceMode::Container as i32,
+                        ..Default::default()
+                    }),
                     ..Default::default()
                 }),
                 ..Default::default()
@@ -130,33 +202,71 @@ impl Node {
     }
 
     pub async fn run(&mut self, config: &PodSandboxConfig) -> String {
-        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-        self.client.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: String::new(),
+        };
+        self.client
+            .run_pod_sandbox(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .pod_sandbox_id
     }
 
-    pub async fn create(&mut self, sandbox: &str, pod: &PodSandboxConfig, config: ContainerConfig) -> String {
+    pub async fn create(
+        &mut self,
+        sandbox: &str,
+        pod: &PodSandboxConfig,
+        config: ContainerConfig,
+    ) -> String {
         let request = CreateContainerRequest {
             pod_sandbox_id: sandbox.into(),
             config: Some(config),
             sandbox_config: Some(pod.clone()),
         };
-        self.client.create_container(request).await.unwrap().into_inner().container_id
+        self.client
+            .create_container(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .container_id
     }
 
     pub async fn start_container(&mut self, id: &str) -> Result<(), tonic::Status> {
-        self.client.start_container(StartContainerRequest { container_id: id.into() }).await.map(drop)
+        self.client
+            .start_container(StartContainerRequest {
+                container_id: id.into(),
+            })
+            .await
+            .map(drop)
     }
 
     /// Runs `sh -c script` in a new container and returns its id.
-    pub async fn sh(&mut self, sandbox: &str, pod: &PodSandboxConfig, name: &str, script: &str) -> String {
+    pub async fn sh(
+        &mut self,
+        sandbox: &str,
+        pod: &PodSandboxConfig,
+        name: &str,
+        script: &str,
+    ) -> String {
         let id = self.create(sandbox, pod, shell(name, script)).await;
         self.start_container(&id).await.unwrap();
         id
     }
 
     pub async fn status(&mut self, id: &str) -> v1::ContainerStatus {
-        let request = ContainerStatusRequest { container_id: id.into(), verbose: false };
-        self.client.container_status(request).await.unwrap().into_inner().status.unwrap()
+        let request = ContainerStatusRequest {
+            container_id: id.into(),
+            verbose: false,
+        };
+        self.client
+            .container_status(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .status
+            .unwrap()
     }
 
     /// Waits for the end of a container.
@@ -172,21 +282,39 @@ impl Node {
     }
 
     pub fn log(&self, pod: &str, name: &str) -> String {
-        let path = self.dir.path().join("logs").join(pod).join(format!("{name}/0.log"));
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let path = self
+            .dir
+            .path()
+            .join("logs")
+            .join(pod)
+            .join(format!("{name}/0.log"));
+        let text =
+            std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         // Without the times: `stdout F text`.
-        text.lines().filter_map(|l| l.split_once(' ')).map(|(_, r)| format!("{r}\n")).collect()
+        text.lines()
+            .filter_map(|l| l.split_once(' '))
+            .map(|(_, r)| format!("{r}\n"))
+            .collect()
     }
 
     pub async fn exec(&mut self, id: &str, script: &str) -> ExecSyncResponse {
         let cmd = ["/bin/sh", "-c", script].map(String::from).to_vec();
-        let request = ExecSyncRequest { container_id: id.into(), cmd, timeout: 20 };
+        let request = ExecSyncRequest {
+            container_id: id.into(),
+            cmd,
+            timeout: 20,
+        };
         self.client.exec_sync(request).await.unwrap().into_inner()
     }
 
     pub async fn out(&mut self, id: &str, script: &str) -> String {
         let r = self.exec(id, script).await;
-        assert_eq!(r.exit_code, 0, "{script}: {}", String::from_utf8_lossy(&r.stderr));
+        assert_eq!(
+            r.exit_code,
+            0,
+            "{script}: {}",
+            String::from_utf8_lossy(&r.stderr)
+        );
         String::from_utf8(r.stdout).unwrap().trim().to_string()
     }
 }
@@ -194,19 +322,52 @@ impl Node {
 /// A container that runs a shell script, with the security context that the kubelet sends for a plain pod.
 pub fn shell(name: &str, script: &str) -> ContainerConfig {
     let security = LinuxContainerSecurityContext {
-        namespace_options: Some(NamespaceOption { pid: NamespaceMode::Container as i32, ..Default::default() }),
-        masked_paths: ["/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/sys/firmware", "/proc/scsi"].map(String::from).to_vec(),
-        readonly_paths: ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"].map(String::from).to_vec(),
-        seccomp: Some(SecurityProfile { profile_type: security_profile::ProfileType::RuntimeDefault as i32, localhost_ref: String::new() }),
+        namespace_options: Some(NamespaceOption {
+            pid: NamespaceMode::Container as i32,
+            ..Default::default()
+        }),
+        masked_paths: [
+            "/proc/kcore",
+            "/proc/keys",
+            "/proc/latency_stats",
+            "/proc/timer_list",
+            "/sys/firmware",
+            "/proc/scsi",
+        ]
+        .map(String::from)
+        .to_vec(),
+        readonly_paths: [
+            "/proc/bus",
+            "/proc/fs",
+            "/proc/irq",
+            "/proc/sys",
+            "/proc/sysrq-trigger",
+        ]
+        .map(String::from)
+        .to_vec(),
+        seccomp: Some(SecurityProfile {
+            profile_type: security_profile::ProfileType::RuntimeDefault as i32,
+            localhost_ref: String::new(),
+        }),
         ..Default::default()
     };
     ContainerConfig {
-        metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
-        image: Some(ImageSpec { image: "busybox:test".into(), ..Default::default() }),
+        metadata: Some(ContainerMetadata {
+            name: name.into(),
+            attempt: 0,
+        }),
+        image: Some(ImageSpec {
+            image: "busybox:test".into(),
+            ..Default::default()
+        }),
         args: vec![script.into()],
         log_path: format!("{name}/0.log"),
         linux: Some(LinuxContainerConfig {
-            resources: Some(LinuxContainerResources { cpu_shares: 102, oom_score_adj: 900, ..Default::default() }),
+            resources: Some(LinuxContainerResources {
+                cpu_shares: 102,
+                oom_score_adj: 900,
+                ..Default::default()
+            }),
             security_context: Some(security),
         }),
         ..Default::default()
@@ -214,7 +375,10 @@ pub fn shell(name: &str, script: &str) -> ContainerConfig {
 }
 
 /// Changes the security context of a container.
-pub fn with_security(mut c: ContainerConfig, f: impl FnOnce(&mut LinuxContainerSecurityContext)) -> ContainerConfig {
+pub fn with_security(
+    mut c: ContainerConfig,
+    f: impl FnOnce(&mut LinuxContainerSecurityContext),
+) -> ContainerConfig {
     if let Some(s) = c.linux.as_mut().and_then(|l| l.security_context.as_mut()) {
         f(s);
     }
