@@ -61,14 +61,13 @@ impl FieldError {
             detail: detail.into(),
         }
     }
-    /// A value outside an enumeration.
+    /// A value outside an enumeration; the choices are shown in the order given (upstream sorts where it has a set).
     pub fn not_supported(
         field: impl Into<String>,
         value: impl Into<Value>,
         supported: &[&str],
     ) -> Self {
-        let mut list: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
-        list.sort();
+        let list: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
         Self {
             kind: ErrorType::NotSupported,
             field: field.into(),

@@ -59,6 +59,11 @@ pub fn config_map_key(s: &str, path: &Path<'_>, errs: &mut Errors) {
     each(s, names::is_config_map_key(s), path, errs);
 }
 
+/// The name of an HTTP header.
+pub fn http_header(s: &str, path: &Path<'_>, errs: &mut Errors) {
+    each(s, names::is_http_header_name(s), path, errs);
+}
+
 /// A port number, 1 to 65535.
 pub fn port_number(n: i64, path: &Path<'_>, errs: &mut Errors) {
     each(n, names::is_valid_port_num(n), path, errs);

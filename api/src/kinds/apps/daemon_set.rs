@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 /// SetDefaults_DaemonSet.
 pub fn default(ds: &mut Value) {
-    let Some(spec) = at_mut(ds, "spec") else {
+    let Some(spec) = object(ds, "spec") else {
         return;
     };
     workload::default_template(spec);
@@ -76,7 +76,7 @@ fn validate(ds: &Value) -> Vec<FieldError> {
         other => errs.push(FieldError::not_supported(
             up.child("type"),
             other,
-            &["OnDelete", "RollingUpdate"],
+            &["RollingUpdate", "OnDelete"],
         )),
     }
     non_negative(spec, "revisionHistoryLimit", &path, &mut errs);

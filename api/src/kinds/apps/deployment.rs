@@ -10,7 +10,7 @@ use serde_json::json;
 
 /// SetDefaults_Deployment.
 pub fn default(d: &mut Value) {
-    let Some(spec) = at_mut(d, "spec") else {
+    let Some(spec) = object(d, "spec") else {
         return;
     };
     unset(spec, "replicas", 1);

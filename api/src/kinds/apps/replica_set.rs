@@ -8,7 +8,7 @@ use serde_json::Value;
 
 /// SetDefaults_ReplicaSet.
 pub fn default(rs: &mut Value) {
-    let Some(spec) = at_mut(rs, "spec") else {
+    let Some(spec) = object(rs, "spec") else {
         return;
     };
     unset(spec, "replicas", 1);

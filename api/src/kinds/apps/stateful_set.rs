@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 /// SetDefaults_StatefulSet.
 pub fn default(s: &mut Value) {
-    let Some(spec) = at_mut(s, "spec") else {
+    let Some(spec) = object(s, "spec") else {
         return;
     };
     zero(spec, "podManagementPolicy", "OrderedReady");

@@ -8,10 +8,10 @@ use crate::kinds::util::*;
 use crate::resource::{Column, Context};
 use serde_json::{Value, json};
 
-/// Defaults of `template` below a workload's spec.
+/// Defaults of `template` below a workload's spec. Template and spec are structs upstream: they are always there.
 pub fn default_template(spec: &mut Value) {
-    if let Some(t) = at_mut(spec, "template") {
-        pod_spec::default_template(t);
+    if let Some(s) = object(spec, "template").and_then(|t| object(t, "spec")) {
+        pod_spec::default(s);
     }
 }
 
@@ -104,6 +104,8 @@ pub fn selector_and_template(spec: &Value, what: &str, path: &Path<'_>, errs: &m
     let mut usable = false;
     if selector.is_null() {
         errs.push(FieldError::required(&sp, ""));
+        // No selector selects nothing, not even the template.
+        usable = true;
     } else {
         let before = errs.len();
         check::label_selector(selector, &sp, errs);
@@ -124,7 +126,7 @@ pub fn selector_and_template(spec: &Value, what: &str, path: &Path<'_>, errs: &m
         return;
     }
     let labels = at(template, "metadata.labels");
-    if usable && !check::selector_matches(selector, labels) {
+    if usable && (selector.is_null() || !check::selector_matches(selector, labels)) {
         let mp = tp.child("metadata");
         errs.push(FieldError::invalid(
             mp.child("labels"),

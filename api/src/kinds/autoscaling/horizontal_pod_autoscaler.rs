@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 /// SetDefaults_HorizontalPodAutoscaler of v2: at least one replica, 80 % of the requested cpu, full behavior where some
 /// is given.
 pub fn default(h: &mut Value) {
-    let Some(spec) = at_mut(h, "spec") else {
+    let Some(spec) = object(h, "spec") else {
         return;
     };
     if !spec.is_object() {
@@ -50,7 +50,7 @@ pub fn default(h: &mut Value) {
 
 /// The one default of v1.
 fn default_v1(h: &mut Value) {
-    if let Some(spec) = at_mut(h, "spec") {
+    if let Some(spec) = object(h, "spec") {
         unset(spec, "minReplicas", 1);
     }
 }

@@ -13,14 +13,14 @@ const MAX_NAME: usize = 52;
 
 /// SetDefaults_CronJob. The job template's own defaults come when a job is made from it.
 pub fn default(c: &mut Value) {
-    let Some(spec) = at_mut(c, "spec") else {
+    let Some(spec) = object(c, "spec") else {
         return;
     };
     zero(spec, "concurrencyPolicy", "Allow");
     unset(spec, "suspend", false);
     unset(spec, "successfulJobsHistoryLimit", 3);
     unset(spec, "failedJobsHistoryLimit", 1);
-    if let Some(s) = at_mut(spec, "jobTemplate.spec") {
+    if let Some(s) = object(spec, "jobTemplate").and_then(|t| object(t, "spec")) {
         workload::default_template(s);
     }
 }

@@ -16,7 +16,7 @@ const NAME_LABEL_OLD: &str = "job-name";
 /// SetDefaults_Job.
 pub fn default(job: &mut Value) {
     let template_labels = at(job, "spec.template.metadata.labels").clone();
-    if let Some(spec) = at_mut(job, "spec") {
+    if let Some(spec) = object(job, "spec") {
         if !has(spec, "completions") && !has(spec, "parallelism") {
             unset(spec, "completions", 1);
         }

@@ -20,6 +20,8 @@ pub struct PodFacts<'a> {
     pub volumes: &'a [Value],
     /// In a pod (not in a template): some rules are stricter there.
     pub is_pod: bool,
+    /// The pod's terminationGracePeriodSeconds.
+    pub grace: Option<i64>,
 }
 
 /// All containers of the spec, in upstream's order.
@@ -41,7 +43,7 @@ pub fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &
             errs.push(FieldError::duplicate(p.child("name"), name));
         }
         names.push(name);
-        lifecycle_and_probes(c, &p, errs);
+        lifecycle_and_probes(c, facts.grace, &p, errs);
         one_of(
             c,
             "restartPolicy",
@@ -70,7 +72,7 @@ pub fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &
             errs,
         );
         if text(c, "restartPolicy") == "Always" {
-            lifecycle_and_probes(c, &p, errs);
+            lifecycle_and_probes(c, facts.grace, &p, errs);
         } else {
             for key in [
                 "lifecycle",
@@ -102,7 +104,8 @@ pub fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &
         }
         names.push(name);
         let target = text(c, "targetContainerName");
-        if !target.is_empty() && !containers.iter().any(|x| text(x, "name") == target) {
+        let known = |list: &[Value]| list.iter().any(|x| text(x, "name") == target);
+        if !target.is_empty() && !known(containers) && !known(inits) {
             errs.push(FieldError::not_found(
                 p.child("targetContainerName"),
                 target,
@@ -166,7 +169,7 @@ fn common(c: &Value, facts: &PodFacts<'_>, p: &Path<'_>, errs: &mut Errors) {
     one_of(
         c,
         "terminationMessagePolicy",
-        &["FallbackToLogsOnError", "File"],
+        &["File", "FallbackToLogsOnError"],
         p,
         errs,
     );
@@ -619,13 +622,13 @@ fn volume_devices(c: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &mut E
     }
 }
 
-fn lifecycle_and_probes(c: &Value, p: &Path<'_>, errs: &mut Errors) {
+fn lifecycle_and_probes(c: &Value, grace: Option<i64>, p: &Path<'_>, errs: &mut Errors) {
     for key in ["postStart", "preStop"] {
         let lifecycle = at(c, "lifecycle");
         let h = at(lifecycle, key);
         if !h.is_null() {
             let lp = p.child("lifecycle");
-            handler(h, LIFECYCLE_HANDLERS, &lp.child(key), errs);
+            handler(h, LIFECYCLE_HANDLERS, grace, &lp.child(key), errs);
         }
     }
     for key in ["livenessProbe", "readinessProbe", "startupProbe"] {
@@ -634,7 +637,7 @@ fn lifecycle_and_probes(c: &Value, p: &Path<'_>, errs: &mut Errors) {
             continue;
         }
         let pp = p.child(key);
-        handler(pr, HANDLERS, &pp, errs);
+        handler(pr, HANDLERS, grace, &pp, errs);
         for n in [
             "initialDelaySeconds",
             "timeoutSeconds",
@@ -644,11 +647,11 @@ fn lifecycle_and_probes(c: &Value, p: &Path<'_>, errs: &mut Errors) {
         ] {
             non_negative(pr, n, &pp, errs);
         }
-        let grace = int(pr, "terminationGracePeriodSeconds");
-        if grace.is_some_and(|g| g <= 0) {
+        let own = int(pr, "terminationGracePeriodSeconds");
+        if own.is_some_and(|g| g <= 0) {
             errs.push(FieldError::invalid(
                 pp.child("terminationGracePeriodSeconds"),
-                grace.unwrap_or(0),
+                own.unwrap_or(0),
                 "must be greater than 0",
             ));
         }
@@ -659,17 +662,17 @@ fn lifecycle_and_probes(c: &Value, p: &Path<'_>, errs: &mut Errors) {
                 "must be 1",
             ));
         }
-        if key == "readinessProbe" && grace.is_some() {
+        if key == "readinessProbe" && own.is_some() {
             errs.push(FieldError::invalid(
                 pp.child("terminationGracePeriodSeconds"),
-                grace.unwrap_or(0),
+                own.unwrap_or(0),
                 "must not be set for readinessProbes",
             ));
         }
     }
 }
 
-fn handler(h: &Value, kinds: &[&str], p: &Path<'_>, errs: &mut Errors) {
+fn handler(h: &Value, kinds: &[&str], grace: Option<i64>, p: &Path<'_>, errs: &mut Errors) {
     let mut count = 0;
     for kind in kinds {
         let action = at(h, kind);
@@ -695,30 +698,21 @@ fn handler(h: &Value, kinds: &[&str], p: &Path<'_>, errs: &mut Errors) {
                 require(action, "path", &ap, errs);
                 check::port_int_or_name(at(action, "port"), &ap.child("port"), errs);
                 one_of(action, "scheme", &["HTTP", "HTTPS"], &ap, errs);
-                for (i, header) in items(action, "httpHeaders").iter().enumerate() {
-                    let list = ap.child("httpHeaders");
-                    let hp = list.index(i);
-                    let name = text(header, "name");
-                    if name.is_empty()
-                        || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-                    {
-                        errs.push(FieldError::invalid(
-                            hp.child("name"),
-                            name,
-                            "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')",
-                        ));
-                    }
+                for header in items(action, "httpHeaders") {
+                    check::http_header(text(header, "name"), &ap.child("httpHeaders"), errs);
                 }
             }
             "tcpSocket" => check::port_int_or_name(at(action, "port"), &ap.child("port"), errs),
             "grpc" => check::port_number(int0(action, "port"), &ap.child("port"), errs),
             "sleep" => {
                 let s = int0(action, "seconds");
-                if s < 0 {
+                if let Some(g) = grace.filter(|g| s < 0 || s > *g) {
                     errs.push(FieldError::invalid(
-                        ap.child("seconds"),
+                        &ap,
                         s,
-                        "must be greater than or equal to 0",
+                        format!(
+                            "must be non-negative and less than terminationGracePeriodSeconds ({g})"
+                        ),
                     ));
                 }
             }

@@ -40,7 +40,7 @@ pub fn default(pv: &mut Value) {
     if let Some(status) = object(pv, "status") {
         zero(status, "phase", "Pending");
     }
-    if let Some(spec) = at_mut(pv, "spec") {
+    if let Some(spec) = object(pv, "spec") {
         zero(spec, "persistentVolumeReclaimPolicy", "Retain");
         unset(spec, "volumeMode", "Filesystem");
         volume::sources(spec);

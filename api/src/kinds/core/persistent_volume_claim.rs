@@ -28,7 +28,7 @@ pub fn default(pvc: &mut Value) {
     if let Some(status) = object(pvc, "status") {
         zero(status, "phase", "Pending");
     }
-    if let Some(spec) = at_mut(pvc, "spec") {
+    if let Some(spec) = object(pvc, "spec") {
         default_spec(spec);
         // dataSource and dataSourceRef are one field under two names, when the first is what dataSource can name.
         if !has(spec, "dataSourceRef") && has(spec, "dataSource") {

@@ -9,12 +9,9 @@ use serde_json::{Value, json};
 
 /// SetDefaults_Pod.
 pub fn default(pod: &mut Value) {
-    let Some(spec) = at_mut(pod, "spec") else {
+    let Some(spec) = object(pod, "spec") else {
         return;
     };
-    if !spec.is_object() {
-        return;
-    }
     pod_spec::default(spec);
     pod_spec::requests_from_limits(spec);
     resources::default_pod_level(spec);
@@ -42,20 +39,6 @@ fn prepare_create(_: &Context, pod: &mut Value) {
     put(pod, "status", status);
 }
 
-fn prepare_update(_: &Context, new: &mut Value, old: &Value) {
-    carry(new, old, "status");
-    // Ephemeral containers have their own subresource.
-    let kept = at(old, "spec").get("ephemeralContainers").cloned();
-    if let Some(spec) = at_mut(new, "spec") {
-        match kept {
-            Some(list) if spec.get("ephemeralContainers").is_none() => {
-                put(spec, "ephemeralContainers", list)
-            }
-            _ => {}
-        }
-    }
-}
-
 fn prepare_status_update(c: &Context, new: &mut Value, old: &Value) {
     only_status(c, new, old);
     let qos = text(old, "status.qosClass").to_string();
@@ -74,16 +57,6 @@ fn validate(pod: &Value) -> Vec<FieldError> {
 
 fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errs = Vec::new();
-    if !equal(
-        at(new, "spec.ephemeralContainers"),
-        at(old, "spec.ephemeralContainers"),
-    ) {
-        errs.push(FieldError::forbidden(
-            "spec.ephemeralContainers",
-            "may only be changed through the ephemeralcontainers subresource",
-        ));
-        return errs;
-    }
     pod_validate::update(new, old, &mut errs);
     errs
 }
@@ -212,7 +185,6 @@ pub fn strategy() -> Strategy {
     Strategy {
         default,
         prepare_create,
-        prepare_update,
         prepare_status_update,
         validate,
         validate_update,

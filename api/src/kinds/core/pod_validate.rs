@@ -8,15 +8,32 @@ use crate::kinds::check;
 use crate::kinds::util::*;
 use serde_json::Value;
 
-const DNS_POLICIES: &[&str] = &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
-const RESTART_POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
+const DNS_POLICIES: &[&str] = &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
+const RESTART_POLICIES: &[&str] = &["Always", "OnFailure", "Never"];
 
 /// ValidatePodSpec. `is_pod`: in a pod, not in a template.
 pub fn spec(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
+    if !has(spec, "terminationGracePeriodSeconds") {
+        errs.push(FieldError::required(
+            path.child("terminationGracePeriodSeconds"),
+            "",
+        ));
+    }
     let volumes = items(spec, "volumes");
     volume::validate(volumes, &path.child("volumes"), errs);
-    container::validate_all(spec, &PodFacts { volumes, is_pod }, path, errs);
-
+    let grace = int(spec, "terminationGracePeriodSeconds");
+    container::validate_all(
+        spec,
+        &PodFacts {
+            volumes,
+            is_pod,
+            grace,
+        },
+        path,
+        errs,
+    );
+    pod_resources(spec, &path.child("resources"), errs);
+    container::host_network_ports(spec, is_pod, path, errs);
     if text(spec, "restartPolicy").is_empty() {
         errs.push(FieldError::required(path.child("restartPolicy"), ""));
     }
@@ -26,13 +43,7 @@ pub fn spec(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
     }
     one_of(spec, "dnsPolicy", DNS_POLICIES, path, errs);
     check::labels(at(spec, "nodeSelector"), &path.child("nodeSelector"), errs);
-    security_context(spec, is_pod, path, errs);
-    let secrets = path.child("imagePullSecrets");
-    for (i, s) in items(spec, "imagePullSecrets").iter().enumerate() {
-        if text(s, "name").is_empty() {
-            errs.push(FieldError::required(secrets.index(i).child("name"), ""));
-        }
-    }
+    security_context(spec, path, errs);
     if has(spec, "affinity") {
         scheduling::affinity(at(spec, "affinity"), &path.child("affinity"), errs);
     }
@@ -55,8 +66,20 @@ pub fn spec(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
         &path.child("topologySpreadConstraints"),
         errs,
     );
-    resources::validate_pod(at(spec, "resources"), &path.child("resources"), errs);
-
+    if at(spec, "hostUsers") == &Value::Bool(false) {
+        for (key, name) in [
+            ("hostNetwork", "hostNetwork"),
+            ("hostPID", "HostPID"),
+            ("hostIPC", "HostIPC"),
+        ] {
+            if truth(spec, key) {
+                errs.push(FieldError::forbidden(
+                    path.child(name),
+                    "when `pod.Spec.HostUsers` is false",
+                ));
+            }
+        }
+    }
     for (key, rule) in [
         (
             "serviceAccountName",
@@ -81,7 +104,6 @@ pub fn spec(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
             "must be between 1 and 2147483647, inclusive",
         ));
     }
-    non_negative(spec, "terminationGracePeriodSeconds", path, errs);
     scheduling::tolerations(items(spec, "tolerations"), &path.child("tolerations"), errs);
     let aliases = path.child("hostAliases");
     for (i, a) in items(spec, "hostAliases").iter().enumerate() {
@@ -95,7 +117,7 @@ pub fn spec(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
     one_of(
         spec,
         "preemptionPolicy",
-        &["Never", "PreemptLowerPriority"],
+        &["PreemptLowerPriority", "Never"],
         path,
         errs,
     );
@@ -110,9 +132,59 @@ pub fn spec(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
     }
 }
 
+/// Pod-level resources: their own rules, and no less than what the containers ask for.
+fn pod_resources(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
+    let r = at(spec, "resources");
+    if r.is_null() {
+        return;
+    }
+    if has(r, "claims") {
+        errs.push(FieldError::forbidden(
+            path.child("claims"),
+            "claims cannot be set for Resources at pod-level",
+        ));
+    }
+    resources::validate_pod(r, path, errs);
+    let rp = path.child("requests");
+    for (name, sum) in resources::of_containers(spec, "requests") {
+        let given = at(r, "requests").get(name.as_str()).unwrap_or(&Value::Null);
+        if check::quantity(given).is_none_or(|g| g < sum) && !(given.is_null() && sum.is_zero()) {
+            let shown = if given.is_null() {
+                "0".to_string()
+            } else {
+                int_or_string(given)
+            };
+            errs.push(FieldError::invalid(
+                rp.key(&name),
+                shown,
+                format!("must be greater than or equal to aggregate container requests of {sum}"),
+            ));
+        }
+    }
+    let cp = path.child("containers");
+    for (i, c) in items(spec, "containers").iter().enumerate() {
+        for (name, limit) in entries(c, "resources.limits") {
+            let pod = at(r, "limits").get(name.as_str()).unwrap_or(&Value::Null);
+            if let (Some(l), Some(p)) = (check::quantity(limit), check::quantity(pod))
+                && l > p
+            {
+                let ip = cp.index(i);
+                let kp = ip.key(name);
+                errs.push(FieldError::invalid(
+                    kp.child("limits"),
+                    int_or_string(limit),
+                    format!(
+                        "must be less than or equal to pod limits of {}",
+                        int_or_string(pod)
+                    ),
+                ));
+            }
+        }
+    }
+}
+
 /// ValidatePodSecurityContext.
-fn security_context(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
-    container::host_network_ports(spec, is_pod, path, errs);
+fn security_context(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
     let s = at(spec, "securityContext");
     let p = path.child("securityContext");
     for key in ["fsGroup", "runAsUser", "runAsGroup"] {
@@ -268,6 +340,21 @@ pub fn template(template: &Value, path: &Path<'_>, errs: &mut Errors) {
 pub fn create(pod: &Value, errs: &mut Errors) {
     let path = Path::new("spec");
     spec(at(pod, "spec"), true, &path, errs);
+    if text(pod, "spec.serviceAccountName").is_empty() {
+        let vp = path.child("volumes");
+        for (i, v) in items(pod, "spec.volumes").iter().enumerate() {
+            for (j, s) in items(v, "projected.sources").iter().enumerate() {
+                if has(s, "serviceAccountToken") {
+                    let ip = vp.index(i);
+                    let sp = ip.child("projected.sources");
+                    errs.push(FieldError::forbidden(
+                        sp.index(j).child("serviceAccountToken"),
+                        "must not be specified when serviceAccountName is not set",
+                    ));
+                }
+            }
+        }
+    }
     if int0(pod, "metadata.generation") <= 1 && !items(pod, "spec.ephemeralContainers").is_empty() {
         errs.push(FieldError::forbidden(
             path.child("ephemeralContainers"),
@@ -297,7 +384,6 @@ pub fn update(new: &Value, old: &Value, errs: &mut Errors) {
         }
     }
 
-    let mut active_ok = true;
     match (
         int(ns, "activeDeadlineSeconds"),
         int(os, "activeDeadlineSeconds"),
@@ -308,36 +394,14 @@ pub fn update(new: &Value, old: &Value, errs: &mut Errors) {
                 n,
                 "must be less than or equal to previous value",
             ));
-            active_ok = false;
+            return;
         }
-        (None, Some(_)) => {
-            errs.push(FieldError::invalid(
-                path.child("activeDeadlineSeconds"),
-                Value::Null,
-                "must not update from a positive integer to nil value",
-            ));
-            active_ok = false;
-        }
+        (None, Some(_)) => errs.push(FieldError::invalid(
+            path.child("activeDeadlineSeconds"),
+            Value::Null,
+            "must not update from a positive integer to nil value",
+        )),
         _ => {}
-    }
-    if !active_ok {
-        return;
-    }
-
-    let gates = path.child("schedulingGates");
-    for (i, g) in items(ns, "schedulingGates").iter().enumerate() {
-        if !items(os, "schedulingGates")
-            .iter()
-            .any(|o| text(o, "name") == text(g, "name"))
-        {
-            errs.push(FieldError::forbidden(
-                gates.index(i),
-                format!(
-                    "only deletion is allowed, but found new scheduling gate '{}'",
-                    text(g, "name")
-                ),
-            ));
-        }
     }
 
     if !tolerations_only_added(items(ns, "tolerations"), items(os, "tolerations")) {
@@ -345,7 +409,21 @@ pub fn update(new: &Value, old: &Value, errs: &mut Errors) {
             path.child("tolerations"),
             "existing toleration can not be modified except its tolerationSeconds",
         ));
-        return;
+    }
+    let gates = path.child("schedulingGates");
+    for (i, g) in items(ns, "schedulingGates").iter().enumerate() {
+        if !items(os, "schedulingGates")
+            .iter()
+            .any(|o| text(o, "name") == text(g, "name"))
+        {
+            errs.push(FieldError::forbidden(
+                gates.index(i).child("name"),
+                format!(
+                    "only deletion is allowed, but found new scheduling gate '{}'",
+                    text(g, "name")
+                ),
+            ));
+        }
     }
 
     // What may change is copied from the old spec; anything left over may not.
@@ -534,7 +612,7 @@ mod tests {
                 json!({"restartPolicy": "Sometimes", "containers": [{"name": "a", "image": "x"}]})
             ),
             [
-                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\""
+                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\""
             ]
         );
         assert_eq!(

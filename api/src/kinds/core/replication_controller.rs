@@ -10,9 +10,12 @@ use serde_json::Value;
 /// SetDefaults_ReplicationController: selector and labels follow the template's labels.
 pub fn default(rc: &mut Value) {
     let template_labels = at(rc, "spec.template.metadata.labels").clone();
-    if let Some(spec) = at_mut(rc, "spec") {
+    if let Some(spec) = object(rc, "spec") {
         unset(spec, "replicas", 1);
-        workload::default_template(spec);
+        // Here the template is a pointer upstream: it stays away when it is not given.
+        if has(spec, "template") {
+            workload::default_template(spec);
+        }
         if !is_empty(&template_labels) && is_empty(at(spec, "selector")) {
             put(spec, "selector", template_labels.clone());
         }

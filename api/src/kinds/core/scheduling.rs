@@ -121,6 +121,10 @@ fn node_selector_term(t: &Value, path: &Path<'_>, errs: &mut Errors) {
             )),
         }
         check::qualified_name(text(r, "key"), &p.child("key"), errs);
+        let vp = p.child("values");
+        for (j, v) in values.iter().enumerate() {
+            check::label_value(v.as_str().unwrap_or(""), &vp.index(j), errs);
+        }
     }
     let fp = path.child("matchFields");
     for (i, r) in items(t, "matchFields").iter().enumerate() {
@@ -210,12 +214,21 @@ pub fn tolerations(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
             ));
         }
         match operator {
-            "" | "Equal" => check::label_value(value, &p.child("operator"), errs),
+            "" | "Equal" => {
+                let wrong = crate::names::is_valid_label_value(value);
+                if !wrong.is_empty() {
+                    errs.push(FieldError::invalid(
+                        p.child("operator"),
+                        value,
+                        wrong.join(";"),
+                    ));
+                }
+            }
             "Exists" => {
                 if !value.is_empty() {
                     errs.push(FieldError::invalid(
                         p.child("operator"),
-                        t.clone(),
+                        value,
                         "value must be empty when `operator` is 'Exists'",
                     ));
                 }

@@ -11,7 +11,7 @@ const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"
 
 /// SetDefaults_Service.
 pub fn default(svc: &mut Value) {
-    let Some(spec) = at_mut(svc, "spec") else {
+    let Some(spec) = object(svc, "spec") else {
         return;
     };
     if !spec.is_object() {

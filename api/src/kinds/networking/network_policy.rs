@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// SetDefaults_NetworkPolicy and SetDefaults_NetworkPolicyPort.
 pub fn default(np: &mut Value) {
-    let Some(spec) = at_mut(np, "spec") else {
+    let Some(spec) = object(np, "spec") else {
         return;
     };
     if items(spec, "policyTypes").is_empty() {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 /// SetDefaults_CSIDriver.
 fn default_driver(d: &mut Value) {
-    let Some(spec) = at_mut(d, "spec") else {
+    let Some(spec) = object(d, "spec") else {
         return;
     };
     unset(spec, "attachRequired", true);
