@@ -185,7 +185,7 @@ pub async fn serve(mut config: Config, cancel: CancellationToken) -> Result<Hand
     let table = registry::table::Table::new(skiff_api::kinds::builtin());
     let hooks = store::Hooks::new(registry::select::attributes_of(&table.rows()));
     let database = config.data_dir.join("server/db");
-    let store = store::embedded::Embedded::open(&database, hooks).map_err(|e| Error::Store(e.to_string()))?;
+    let store = store::embedded::Embedded::open(&database, store::embedded::Options::new(hooks)).map_err(|e| Error::Store(e.to_string()))?;
     let special = special::Special::new(&config, &auth)?;
     let app = Arc::new(App {
         config,

@@ -93,7 +93,7 @@ pub fn select(call: &Call) -> Result<Page, Status> {
     let store = &call.app.store;
     let prefix = call.row.collection(&call.namespace);
     let mut after = String::new();
-    let mut revision = None;
+    let revision;
     if o.continue_token.is_empty() {
         let given = resource_version(o.resource_version.as_deref())?;
         if let Some(rv) = &o.resource_version {

@@ -1,0 +1,9 @@
+//! The API server over its tower service and over real TLS: requests in, answers out. One server for all tests, each test
+//! in its own namespace.
+
+mod harness;
+mod reads;
+mod subresources;
+mod tls;
+mod watches;
+mod writes;
