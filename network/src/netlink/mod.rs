@@ -319,10 +319,12 @@ impl Socket {
 
     /// Reads one datagram; None when nothing is there within `wait`.
     fn receive<'a>(&self, buf: &'a mut Vec<u8>, wait: Duration) -> Result<Option<&'a [u8]>> {
-        buf.resize(64 << 10, 0);
         loop {
-            match rustix::net::recv(&self.fd, &mut buf[..], RecvFlags::DONTWAIT) {
-                Ok((_, len)) => return Ok(buf.get(..len)),
+            buf.clear();
+            buf.reserve(64 << 10);
+            let spare = rustix::buffer::spare_capacity(buf);
+            match rustix::net::recv(&self.fd, spare, RecvFlags::DONTWAIT) {
+                Ok(_) => return Ok(Some(buf.as_slice())),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if wait.is_zero() => return Ok(None),
                 Err(Errno::AGAIN) => {

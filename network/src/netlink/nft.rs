@@ -94,8 +94,6 @@ pub enum Expr {
         mask: Vec<u8>,
         xor: Vec<u8>,
     },
-    /// A constant into a register.
-    Immediate { to: Reg, value: Vec<u8> },
     /// A random number below `modulus` into a register.
     Random { to: Reg, modulus: u32 },
     /// Goes on only when the set has the key; a map's value goes into `to`.
@@ -542,10 +540,6 @@ fn encode(m: &mut Messages, e: &Expr) {
             value(m, 4, mask);
             value(m, 5, xor);
         }),
-        Expr::Immediate { to, value: bytes } => expr(m, "immediate", |m| {
-            m.attr_be32(1, to.number());
-            value(m, 2, bytes);
-        }),
         Expr::Random { to, modulus } => expr(m, "numgen", |m| {
             m.attr_be32(1, to.number());
             m.attr_be32(2, *modulus);
@@ -597,6 +591,15 @@ fn encode(m: &mut Messages, e: &Expr) {
             m.attr_be32(1, 0);
             m.nest(2, |m| encode_verdict(m, verdict));
         }),
+    }
+}
+
+/// Clears an address in a register. (`nft list` shows a masked address; a constant in a concatenation it cannot show.)
+pub fn zero(reg: Reg) -> Expr {
+    Expr::Bitwise {
+        reg,
+        mask: vec![0; 4],
+        xor: vec![0; 4],
     }
 }
 

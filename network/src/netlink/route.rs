@@ -26,6 +26,7 @@ const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
+const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
@@ -265,6 +266,31 @@ pub fn delete_link(m: &mut Messages, name: &str) {
     m.attr_str(IFLA_IFNAME, name);
 }
 
+/// Puts a link into a group; one that is gone is no error.
+pub fn set_group(m: &mut Messages, name: &str, group: u32) {
+    m.begin(
+        format!("grouping the link {name}"),
+        RTM_NEWLINK,
+        NLM_F_ACK,
+        &[Errno::NODEV],
+        &ifinfo(0, 0, 0),
+    );
+    m.attr_str(IFLA_IFNAME, name);
+    m.attr_u32(IFLA_GROUP, group);
+}
+
+/// Removes every link of a group at once; none is no error.
+pub fn delete_group(m: &mut Messages, group: u32) {
+    m.begin(
+        "removing links",
+        RTM_DELLINK,
+        NLM_F_ACK,
+        &[Errno::NODEV],
+        &ifinfo(0, 0, 0),
+    );
+    m.attr_u32(IFLA_GROUP, group);
+}
+
 fn address_message(m: &mut Messages, add: bool, index: u32, address: Ipv4Addr, prefix: u8) {
     let mut h = [AF_INET, prefix, 0, RT_SCOPE_UNIVERSE, 0, 0, 0, 0];
     h[4..8].copy_from_slice(&index.to_ne_bytes());
@@ -319,6 +345,23 @@ pub fn link_route(
     if let Some(source) = source {
         m.attr(RTA_PREFSRC, &source.octets());
     }
+}
+
+/// A route to one host behind a link, with the source address that local processes get. It has the host itself as its
+/// gateway: then the kernel does not take a packet that leaves where it came in (a pod that reaches itself through a
+/// Service) for one that should be redirected, and spends no rate-limited ICMP on telling.
+pub fn host_route(m: &mut Messages, host: Ipv4Addr, index: u32, source: Ipv4Addr) {
+    m.begin(
+        format!("adding the route to {host}"),
+        RTM_NEWROUTE,
+        NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+        &[],
+        &rtmsg(32, RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK),
+    );
+    m.attr(RTA_DST, &host.octets());
+    m.attr(RTA_GATEWAY, &host.octets());
+    m.attr_u32(RTA_OIF, index);
+    m.attr(RTA_PREFSRC, &source.octets());
 }
 
 /// The default route through a gateway that need not be in any subnet of ours.

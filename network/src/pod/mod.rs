@@ -12,6 +12,7 @@ mod rules;
 
 pub use ipam::{Ipam, Record};
 pub use node_ip::node_ip;
+pub(crate) use rules::{hairpin, hairpin_set};
 
 use crate::Cidr;
 use crate::netlink::nft::{Element, Small, Transaction, Value, port_field};
@@ -25,11 +26,19 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Beginning of the name of every interface of ours on the host.
 pub const LINK_PREFIX: &str = "skiff";
 /// Hardware address of the host end of every pod's veth. Each is a link of its own, so all can have the same.
 const HOST_MAC: [u8; 6] = [0xee; 6];
+
+/// Link group of veths that are to go. The kernel takes tens of milliseconds to remove a link (it waits for readers),
+/// and as long for a whole group: so links of ended pods are put into this group and removed together.
+const DOOMED: u32 = 0x736b_6966;
+/// How long ended pods gather before their links are removed.
+const SWEEP_AFTER: Duration = Duration::from_millis(20);
 
 /// Why the pod network failed.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +200,8 @@ struct Inner {
     gateway: Ipv4Addr,
     mtu: u32,
     state: Mutex<State>,
+    /// A sweep of doomed links is on its way.
+    sweeping: AtomicBool,
 }
 
 /// The pod network. Cheap to clone.
@@ -293,6 +304,7 @@ impl PodNetwork {
         };
         enable_forwarding(&config)?;
 
+        sweep(&mut route)?;
         let mut m = Messages::new();
         route::add_bridge(&mut m, &config.bridge, mtu);
         route.send_all(m)?;
@@ -331,6 +343,7 @@ impl PodNetwork {
                 gateway,
                 mtu,
                 state: Mutex::new(State { route, nft, ipam }),
+                sweeping: AtomicBool::new(false),
             }),
         })
     }
@@ -419,13 +432,30 @@ impl PodNetwork {
         .await
     }
 
-    /// Takes everything of [`PodNetwork::attach`] back. A sandbox that has nothing is no error.
+    /// Takes everything of [`PodNetwork::attach`] back. A sandbox that has nothing is no error. The pod is unreachable
+    /// and its address free when this returns; its interface goes some moments later, together with others.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn detach(&self, sandbox_id: &str) -> Result<(), PodError> {
         let (this, id) = (self.inner.clone(), sandbox_id.to_string());
-        blocking(move || this.detach(&id, true)).await
+        blocking(move || this.detach(&id, true)).await?;
+        if !self.inner.sweeping.swap(true, Ordering::AcqRel) {
+            let this = self.inner.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(SWEEP_AFTER).await;
+                this.sweeping.store(false, Ordering::Release);
+                let swept = blocking(|| {
+                    // A socket of its own: attaching goes on meanwhile.
+                    sweep(&mut Socket::route()?)
+                })
+                .await;
+                if let Err(e) = swept {
+                    tracing::warn!(error = %e, "interfaces of ended pods could not be removed");
+                }
+            });
+        }
+        Ok(())
     }
 
     /// Adds an address of the node's own (the cluster DNS address) to the bridge as a /32.
@@ -447,9 +477,11 @@ impl PodNetwork {
     pub async fn cleanup(self) -> Result<(), PodError> {
         blocking(move || {
             let mut state = self.inner.state.lock();
+            let swept = sweep(&mut state.route);
             let table = state.nft.remove_table(&self.inner.config.table);
             drop(state);
             let rest = cleanup(&self.inner.config.state_dir);
+            swept?;
             table?;
             rest
         })
@@ -509,7 +541,7 @@ impl Inner {
             ],
         );
         route::set_up(&mut m, index);
-        route::link_route(&mut m, address, 32, index, Some(self.gateway));
+        route::host_route(&mut m, address, index, self.gateway);
         route::permanent_neighbour(&mut m, index, address, pod_mac(address));
         state.route.send_all(m)?;
         if !ports.is_empty() {
@@ -541,13 +573,25 @@ impl Inner {
                 .delete_flows(Protocol::Udp.number(), |f| f.reply.source == record.address)?;
         }
         let mut m = Messages::new();
-        route::delete_link(&mut m, &host_link_name(id));
+        let name = host_link_name(id);
+        if release {
+            route::delete_route(&mut m, record.address, 32);
+            route::set_group(&mut m, &name, DOOMED);
+        } else {
+            route::delete_link(&mut m, &name);
+        }
         state.route.send_all(m)?;
         if release {
             state.ipam.release(id);
         }
         Ok(())
     }
+}
+
+fn sweep(socket: &mut Socket) -> Result<(), PodError> {
+    let mut m = Messages::new();
+    route::delete_group(&mut m, DOOMED);
+    Ok(socket.send_all(m)?)
 }
 
 fn taken_port(ipam: &Ipam, id: &str, ports: &[HostPort]) -> Result<(), PodError> {
@@ -624,6 +668,7 @@ pub fn cleanup(state_dir: &Path) -> Result<(), PodError> {
             first_error.get_or_insert(e);
         }
     };
+    note(sweep(&mut socket));
     let ours = format!(" of {}", state_dir.display());
     let mut names: Vec<String> = Ipam::open(state_dir, config.pod_cidr)?
         .records()

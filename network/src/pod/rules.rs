@@ -5,7 +5,7 @@ use super::{LINK_PREFIX, PodNetworkConfig};
 use crate::Cidr;
 use crate::netlink::nft::{
     Expr, Hook, MapData, Reg, Set, Transaction, Verdict, any_bit, ct, daddr, dport, interface,
-    l4proto, local, meta, network, saddr, types,
+    l4proto, local, meta, network, saddr, types, zero,
 };
 use std::net::Ipv4Addr;
 
@@ -97,9 +97,8 @@ pub(super) fn build(t: &mut Transaction, config: &PodNetworkConfig) {
     // Before the Service proxy, as upstream's host ports are.
     for (chain, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
         t.add_base_chain(chain, "nat", hook, -105);
-        let to_pod = |address: Expr| {
+        let to_pod = || {
             [
-                address,
                 l4proto(Reg(1)),
                 dport(Reg(2)),
                 Expr::Lookup {
@@ -113,15 +112,14 @@ pub(super) fn build(t: &mut Transaction, config: &PodNetworkConfig) {
                 },
             ]
         };
-        for address in [
-            daddr(Reg(0)),
-            Expr::Immediate {
-                to: Reg(0),
-                value: vec![0; 4],
-            },
-        ] {
+        // One address of the node, then all.
+        for any in [false, true] {
             let mut rule = local(false, true).to_vec();
-            rule.extend(to_pod(address));
+            rule.push(daddr(Reg(0)));
+            if any {
+                rule.push(zero(Reg(0)));
+            }
+            rule.extend(to_pod());
             t.add_rule(chain, &rule);
         }
     }

@@ -168,8 +168,7 @@ pub fn plan(service: &Service, slices: &[Arc<EndpointSlice>], node: &Node) -> Ve
     let Some(spec) = &service.spec else {
         return Vec::new();
     };
-    if spec.type_.as_deref() == Some("ExternalName")
-        || is_foreign(service.metadata.labels.as_ref())
+    if spec.type_.as_deref() == Some("ExternalName") || is_foreign(service.metadata.labels.as_ref())
     {
         return Vec::new();
     }
@@ -347,7 +346,10 @@ mod tests {
                     other => format!("{other:?}"),
                 };
                 let f = r.front;
-                format!("{:?} {}:{}/{:?} -> {action}", r.scope, f.address, f.port, f.protocol)
+                format!(
+                    "{:?} {}:{}/{:?} -> {action}",
+                    r.scope, f.address, f.port, f.protocol
+                )
             })
             .collect()
     }
@@ -433,9 +435,11 @@ mod tests {
 
     #[test]
     fn external_and_balancer_addresses_protocols_and_affinity_are_followed() {
-        let mut s = service(json!({"type": "LoadBalancer", "clusterIPs": ["fd00::5", "10.43.0.5"], "clusterIP": "fd00::5",
+        let mut s = service(
+            json!({"type": "LoadBalancer", "clusterIPs": ["fd00::5", "10.43.0.5"], "clusterIP": "fd00::5",
             "externalIPs": ["192.0.2.7", "fd00::1"], "sessionAffinity": "ClientIP", "loadBalancerSourceRanges": ["10.0.0.0/8"],
-            "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]}));
+            "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]}),
+        );
         s.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [
             {"ip": "192.0.2.8"}, {"ip": "192.0.2.9", "ipMode": "Proxy"}, {"hostname": "x"}]}}))
         .ok();

@@ -192,6 +192,8 @@ fn expand((scope, front): &Slot, action: &Action, sources: &[Cidr]) -> Expanded 
                 ));
             }
         }
+        // Without an external rule the cluster's holds, which rejects.
+        Action::Reject if *scope == Scope::External => {}
         Action::Reject => out
             .elements
             .push((SetId::Rejects, Element { key, value: None })),
@@ -250,7 +252,11 @@ impl Rules {
         for (service, rules) in changes {
             let service = Arc::new(service);
             let old = self.services.remove(&service).unwrap_or_default();
-            for slot in old.iter().copied().chain(rules.iter().map(|r| (r.scope, r.front))) {
+            for slot in old
+                .iter()
+                .copied()
+                .chain(rules.iter().map(|r| (r.scope, r.front)))
+            {
                 before.entry(slot).or_insert_with(|| self.effective(&slot));
             }
             for slot in old {
@@ -417,7 +423,10 @@ mod tests {
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 
-    type Kernel = (BTreeMap<(SetId, Vec<u8>), Option<String>>, BTreeSet<ChainId>);
+    type Kernel = (
+        BTreeMap<(SetId, Vec<u8>), Option<String>>,
+        BTreeSet<ChainId>,
+    );
 
     /// What the kernel would hold, refusing what it would refuse.
     fn apply(kernel: &mut Kernel, diff: &Diff) {
@@ -427,7 +436,10 @@ mod tests {
         for (set, elements) in &diff.remove {
             for e in elements {
                 let key = (*set, e.key.as_slice().to_vec());
-                assert!(kernel.0.remove(&key).is_some(), "removed but not there: {key:?}");
+                assert!(
+                    kernel.0.remove(&key).is_some(),
+                    "removed but not there: {key:?}"
+                );
             }
         }
         for (set, elements) in &diff.add {
@@ -443,7 +455,10 @@ mod tests {
         for chain in &diff.remove_chains {
             assert!(kernel.1.remove(chain), "{chain} is not there");
             let name = format!("\"{chain}\"");
-            assert!(!kernel.0.values().flatten().any(|v| v.contains(&name)), "{chain} is in use");
+            assert!(
+                !kernel.0.values().flatten().any(|v| v.contains(&name)),
+                "{chain} is in use"
+            );
         }
     }
 
@@ -451,16 +466,32 @@ mod tests {
         let action = prop_oneof![
             Just(Action::Reject),
             Just(Action::Drop),
-            (proptest::collection::btree_set(0u8..6, 1..5), proptest::option::of(1u32..3)).prop_map(
-                |(hosts, affinity)| Action::Balance {
-                    targets: hosts.into_iter().map(|h| (Ipv4Addr::new(10, 42, 0, h), 80)).collect(),
+            (
+                proptest::collection::btree_set(0u8..6, 1..5),
+                proptest::option::of(1u32..3)
+            )
+                .prop_map(|(hosts, affinity)| Action::Balance {
+                    targets: hosts
+                        .into_iter()
+                        .map(|h| (Ipv4Addr::new(10, 42, 0, h), 80))
+                        .collect(),
                     affinity,
-                }
-            ),
+                }),
         ];
-        (any::<bool>(), 0u8..4, 1u16..3, any::<bool>(), action, any::<bool>()).prop_map(
-            |(external, host, port, udp, action, limited)| Rule {
-                scope: if external { Scope::External } else { Scope::Cluster },
+        (
+            any::<bool>(),
+            0u8..4,
+            1u16..3,
+            any::<bool>(),
+            action,
+            any::<bool>(),
+        )
+            .prop_map(|(external, host, port, udp, action, limited)| Rule {
+                scope: if external {
+                    Scope::External
+                } else {
+                    Scope::Cluster
+                },
                 front: Front {
                     address: if host == 0 {
                         Ipv4Addr::UNSPECIFIED
@@ -476,8 +507,7 @@ mod tests {
                 } else {
                     Arc::new([])
                 },
-            },
-        )
+            })
     }
 
     proptest! {

@@ -4,3 +4,4 @@
 mod bench;
 mod lab;
 mod pod;
+mod proxy;
