@@ -1,0 +1,106 @@
+//! Tests over one shared cluster, each in a namespace of its own. A flat list: adding one is adding a line.
+
+use crate::framework::Cluster;
+use anyhow::Result;
+
+mod api;
+mod network;
+mod pods;
+mod streams;
+mod volumes;
+mod workloads;
+
+/// The test image: busybox and its links.
+pub const IMAGE: &str = "test.skiff/busybox:1";
+
+/// A test.
+pub type Test = fn(&Cluster) -> Result<()>;
+
+/// Every test, by a name that says what must be.
+pub const TESTS: &[(&str, Test)] = &[
+    (
+        "a_deployment_behind_a_service_answers",
+        workloads::deployment_and_service,
+    ),
+    (
+        "a_rollout_replaces_pods_and_can_be_undone",
+        workloads::rollout_and_undo,
+    ),
+    ("scaling_makes_and_removes_pods", workloads::scale),
+    (
+        "deleting_a_deployment_takes_its_pods_along",
+        workloads::cascade,
+    ),
+    (
+        "a_deleted_namespace_goes_with_everything_in_it",
+        workloads::namespace_deletion,
+    ),
+    ("a_pod_that_fits_nowhere_says_why", workloads::unschedulable),
+    (
+        "a_failing_container_is_restarted_with_back_off",
+        pods::crash_loop,
+    ),
+    (
+        "init_containers_run_in_order_before_the_others",
+        pods::init_containers,
+    ),
+    ("a_container_that_is_not_alive_is_restarted", pods::liveness),
+    (
+        "a_pod_is_ready_only_when_its_probe_says_so",
+        pods::readiness,
+    ),
+    ("pods_that_end_are_succeeded_or_failed", pods::exit_codes),
+    (
+        "termination_runs_the_hook_and_keeps_the_grace",
+        pods::termination,
+    ),
+    ("memory_beyond_the_limit_is_an_oom_kill", pods::oom),
+    (
+        "capabilities_users_and_seccomp_are_as_asked",
+        pods::security,
+    ),
+    (
+        "an_image_that_is_not_there_is_an_event",
+        pods::missing_image,
+    ),
+    (
+        "environment_comes_from_fields_maps_and_secrets",
+        volumes::environment,
+    ),
+    (
+        "config_maps_secrets_and_downward_files_are_mounted_and_follow_changes",
+        volumes::files,
+    ),
+    (
+        "empty_dirs_are_shared_by_containers_and_may_be_memory",
+        volumes::empty_dir,
+    ),
+    ("host_paths_are_mounted", volumes::host_path),
+    (
+        "a_pod_reaches_the_api_with_its_token",
+        network::api_from_pod,
+    ),
+    ("names_resolve_in_pods", network::dns),
+    (
+        "services_reach_pods_by_address_node_port_and_themselves",
+        network::services,
+    ),
+    ("a_service_without_endpoints_refuses", network::no_endpoints),
+    ("logs_follow_tail_and_previous", streams::logs),
+    (
+        "exec_runs_commands_and_gives_their_exit_codes",
+        streams::exec,
+    ),
+    ("files_are_copied_into_and_out_of_pods", streams::cp),
+    ("ports_are_forwarded", streams::port_forward),
+    (
+        "bad_objects_are_refused_with_upstreams_status",
+        api::bad_objects,
+    ),
+    ("watches_see_every_change_in_order", api::watch),
+    ("lists_come_in_pages_of_one_revision", api::pages),
+    ("conflicts_and_preconditions_are_kept", api::conflicts),
+    ("tables_explain_and_diff_work", api::kubectl_verbs),
+    ("anonymous_sees_health_and_version_only", api::anonymous),
+    ("too_large_a_manifest_is_refused_with_413", api::too_large),
+];

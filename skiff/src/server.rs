@@ -1,0 +1,437 @@
+//! `skiff server`: starts the parts in order and ends them. Owns the order and nothing else.
+
+use crate::cli::ServerArgs;
+use crate::glue::BridgeNetwork;
+use crate::{config, manifests, paths};
+use anyhow::{Context, Result, anyhow, bail};
+use skiff_apiserver::auth::UserInfo;
+use skiff_client::Informers;
+use skiff_network as network;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The Kubernetes version whose API is served.
+pub const KUBERNETES: &str = "v1.36.0";
+
+const PARTS: [&str; 4] = ["dns", "service-proxy", "scheduler", "controllers"];
+
+/// Runs a cluster until a signal ends it. Containers keep running then.
+///
+/// # Errors
+/// What hindered the start, with its mend.
+pub async fn run(args: ServerArgs) -> Result<()> {
+    let begun = Instant::now();
+    if !args.disable_agent && !rustix::process::geteuid().is_root() {
+        bail!(
+            "containers need root: run it again with sudo, or give --disable-agent for a control plane alone"
+        );
+    }
+    for part in &args.disable {
+        if !PARTS.contains(&part.as_str()) {
+            bail!(
+                "--disable {part}: there is no such part; there are {}",
+                PARTS.join(", ")
+            );
+        }
+    }
+    let mode = config::file_mode(&args.write_kubeconfig_mode)?;
+    let dir = config::data_dir(&args.data_dir)?;
+    let _lock = lock(&dir)?;
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    end_on_signals(stop.clone())?;
+
+    let service_cidr: network::Cidr = args
+        .service_cidr
+        .parse()
+        .map_err(|e| anyhow!("--service-cidr {}: {e}", args.service_cidr))?;
+    let cluster_cidr: network::Cidr = args
+        .cluster_cidr
+        .parse()
+        .map_err(|e| anyhow!("--cluster-cidr {}: {e}", args.cluster_cidr))?;
+    let dns = match args.cluster_dns {
+        Some(ip) => ip,
+        None => IpAddr::V4(
+            service_cidr
+                .nth(10)
+                .context("--service-cidr is too small for a DNS address")?,
+        ),
+    };
+    let node_name = match &args.node_name {
+        Some(n) => n.clone(),
+        None => host_name()?,
+    };
+
+    // The pod network comes first: it gives a machine without any address one that pods can reach the API at.
+    let pods = if args.disable_agent {
+        None
+    } else {
+        Some(pod_network(&dir, cluster_cidr, service_cidr)?)
+    };
+    let node_ip = match (args.node_ip, &pods) {
+        (Some(ip), _) => ip,
+        (None, Some(p)) => detected(Some(p.gateway()))?,
+        (None, None) => detected(Some(Ipv4Addr::LOCALHOST))?,
+    };
+
+    let runtime = match &pods {
+        Some(p) => Some(runtime_config(&dir, &args, p)),
+        None => None,
+    };
+    let started_runtime = runtime.map(|c| tokio::spawn(skiff_runtime::start(c, stop.clone())));
+
+    let api = skiff_apiserver::serve(
+        skiff_apiserver::Config {
+            data_dir: dir.clone(),
+            bind_address: args.bind_address,
+            https_listen_port: args.https_listen_port,
+            advertise_address: args.advertise_address.unwrap_or(node_ip),
+            tls_san: tls_names(&args, &node_name, node_ip),
+            cluster_cidr: args.cluster_cidr.clone(),
+            service_cidr: args.service_cidr.clone(),
+            cluster_dns: dns,
+            cluster_domain: args.cluster_domain.clone(),
+            service_node_port_range: port_range(&args.service_node_port_range)?,
+            token: args.token.clone(),
+        },
+        stop.clone(),
+    )
+    .await?;
+    let pki = &api.app().auth.pki;
+    write_kubeconfig(
+        &args.write_kubeconfig,
+        mode,
+        &pki.admin_kubeconfig(api.port())?,
+    )?;
+    tracing::info!(port = api.port(), after = ?begun.elapsed(), "the API answers");
+
+    // One set of caches for everything in this process. It reads as the administrator; what each part writes, it
+    // writes under its own name.
+    let client = |user: &str, groups: &[&str]| {
+        kube::Client::new(api.service(UserInfo::new(user, groups)), "default")
+    };
+    let informers = Informers::new(client("system:skiff", &["system:masters"]), stop.clone());
+    let on = |part: &str| !args.disable.iter().any(|d| d == part);
+    if on("controllers") {
+        let settings = skiff_controllers::Config {
+            cluster_cidr: args.cluster_cidr.clone(),
+            root_ca_pem: pki.server_ca_pem(),
+            workers: 5,
+        };
+        tasks.spawn(skiff_controllers::run(
+            informers.clone(),
+            settings,
+            stop.clone(),
+        ));
+    }
+    if on("scheduler") {
+        tasks.spawn(skiff_scheduler::run(
+            informers.clone(),
+            skiff_scheduler::Config::default(),
+            stop.clone(),
+        ));
+    }
+    tasks.spawn(manifests::run(
+        informers.client().clone(),
+        paths::manifests(&dir),
+        addons(dns, &args),
+        stop.clone(),
+    ));
+
+    if let (Some(pods), Some(started)) = (pods, started_runtime) {
+        let runtime = started.await.context("the runtime's start was cut off")??;
+        if on("service-proxy") {
+            let settings = network::proxy::Config {
+                node_name: node_name.clone(),
+                ..proxy_config(&pods, dns)
+            };
+            let (i, s) = (informers.clone(), stop.clone());
+            tasks.spawn(
+                async move { told("service proxy", network::proxy::run(i, settings, s).await) },
+            );
+        }
+        if on("dns") {
+            pods.add_address(v4(dns)?)
+                .context("the address of the cluster's DNS")?;
+            let settings = dns_config(&args, dns);
+            let (i, s) = (informers.clone(), stop.clone());
+            tasks
+                .spawn(async move { told("cluster DNS", network::dns::run(i, settings, s).await) });
+        }
+        let serving = pki.issue_server(
+            &[node_name.clone()],
+            &[node_ip, IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        )?;
+        let settings = kubelet_config(
+            &dir,
+            &args,
+            &node_name,
+            node_ip,
+            dns,
+            serving,
+            pki.client_ca_pem(),
+        )?;
+        let (i, s) = (informers.clone(), stop.clone());
+        tasks.spawn(async move { told("kubelet", skiff_kubelet::run(i, settings, s).await) });
+        let images = runtime.images().clone();
+        let archives = paths::images(&dir);
+        tasks.spawn(async move {
+            if let Err(e) = skiff_runtime::images::cmd::import_directory(&images, &archives).await {
+                tracing::warn!(error = %e, "images could not be imported at start");
+            }
+        });
+        let s = stop.clone();
+        tasks.spawn(async move {
+            if let Err(e) = runtime.join().await {
+                tracing::error!(error = %e, "the container runtime ended");
+                s.cancel();
+            }
+        });
+    }
+    tasks.close();
+    stop.cancelled().await;
+    tracing::info!("stopping; containers keep running");
+    if tokio::time::timeout(Duration::from_secs(10), tasks.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!("some parts did not end within 10 s");
+    }
+    api.join().await;
+    Ok(())
+}
+
+fn told(part: &str, result: Result<(), impl std::fmt::Display>) {
+    if let Err(e) = result {
+        tracing::error!(error = %e, "the {part} ended");
+    }
+}
+
+/// One server for each data directory.
+fn lock(dir: &Path) -> Result<std::fs::File> {
+    let path = dir.join("lock");
+    let file = std::fs::File::create(&path)
+        .with_context(|| format!("{}: mend the rights of --data-dir", path.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
+        |_| {
+            anyhow!(
+                "another skiff server uses {}: end it, or give another --data-dir",
+                dir.display()
+            )
+        },
+    )?;
+    Ok(file)
+}
+
+fn end_on_signals(stop: CancellationToken) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        stop.cancel();
+        // A second signal ends it at once.
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        std::process::exit(1);
+    });
+    Ok(())
+}
+
+fn host_name() -> Result<String> {
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .to_lowercase();
+    if name.is_empty() {
+        bail!("this machine has no host name: give --node-name");
+    }
+    Ok(name)
+}
+
+fn v4(ip: IpAddr) -> Result<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Ok(ip),
+        IpAddr::V6(ip) => bail!("{ip}: IPv6 is not there yet in Skiff"),
+    }
+}
+
+fn detected(otherwise: Option<Ipv4Addr>) -> Result<IpAddr> {
+    let found =
+        network::node_ip(otherwise).context("this machine's addresses could not be read")?;
+    found
+        .map(IpAddr::V4)
+        .context("this machine has no address: give --node-ip")
+}
+
+fn pod_network(
+    dir: &Path,
+    cluster: network::Cidr,
+    service: network::Cidr,
+) -> Result<network::PodNetwork> {
+    // The first node has the first /24, as the node IPAM controller gives it.
+    let first = format!(
+        "{}/{}",
+        cluster.nth(0).context("--cluster-cidr is empty")?,
+        cluster.prefix().max(24)
+    );
+    let settings = network::PodNetworkConfig {
+        pod_cidr: first.parse().map_err(|e| anyhow!("--cluster-cidr: {e}"))?,
+        cluster_cidr: cluster,
+        service_cidr: service,
+        ..network::PodNetworkConfig::new(paths::network(dir))
+    };
+    network::PodNetwork::open(settings)
+        .context("the pod network; `skiff check` says what the machine lacks")
+}
+
+fn runtime_config(
+    dir: &Path,
+    args: &ServerArgs,
+    pods: &network::PodNetwork,
+) -> skiff_runtime::Config {
+    skiff_runtime::Config {
+        registries: args.private_registry.clone(),
+        network: Arc::new(BridgeNetwork(pods.clone())),
+        ..skiff_runtime::Config::new(&paths::runtime(dir), &paths::cgroup(dir))
+    }
+}
+
+fn tls_names(args: &ServerArgs, node_name: &str, node_ip: IpAddr) -> Vec<String> {
+    let mut names = args.tls_san.clone();
+    names.push(node_name.to_string());
+    names.push(node_ip.to_string());
+    names
+}
+
+fn port_range(text: &str) -> Result<(u16, u16)> {
+    let parsed = text
+        .split_once('-')
+        .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    match parsed {
+        Some((a, b)) if a > 0 && a <= b => Ok((a, b)),
+        _ => bail!("--service-node-port-range {text:?} is not two ports such as 30000-32767"),
+    }
+}
+
+fn write_kubeconfig(path: &Path, mode: u32, text: &str) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let name = || {
+        format!(
+            "kubeconfig {}: give another path with --write-kubeconfig",
+            path.display()
+        )
+    };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(name)?;
+    }
+    let mut temporary = path.as_os_str().to_os_string();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)
+        .with_context(name)?;
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
+        .with_context(name)?;
+    file.write_all(text.as_bytes()).with_context(name)?;
+    std::fs::rename(&temporary, path).with_context(name)
+}
+
+fn labels(args: &ServerArgs) -> Result<std::collections::BTreeMap<String, String>> {
+    args.node_label
+        .iter()
+        .map(|l| {
+            let (k, v) = l
+                .split_once('=')
+                .with_context(|| format!("--node-label {l:?} is not key=value"))?;
+            Ok((k.to_string(), v.to_string()))
+        })
+        .collect()
+}
+
+fn taints(args: &ServerArgs) -> Result<Vec<k8s_openapi::api::core::v1::Taint>> {
+    args.node_taint
+        .iter()
+        .map(|t| {
+            let (rest, effect) = t
+                .rsplit_once(':')
+                .with_context(|| format!("--node-taint {t:?} is not key=value:Effect"))?;
+            if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+                bail!(
+                    "--node-taint {t:?}: the effect is NoSchedule, PreferNoSchedule or NoExecute"
+                );
+            }
+            let (key, value) = rest
+                .split_once('=')
+                .map_or((rest, None), |(k, v)| (k, Some(v.to_string())));
+            Ok(k8s_openapi::api::core::v1::Taint {
+                key: key.into(),
+                value,
+                effect: effect.into(),
+                time_added: None,
+            })
+        })
+        .collect()
+}
+
+fn proxy_config(pods: &network::PodNetwork, dns: IpAddr) -> network::proxy::Config {
+    let _ = (pods, dns);
+    network::proxy::Config::default()
+}
+
+fn dns_config(args: &ServerArgs, dns: IpAddr) -> network::dns::Config {
+    let _ = (args, dns);
+    network::dns::Config::default()
+}
+
+#[allow(clippy::too_many_arguments)]
+fn kubelet_config(
+    dir: &Path,
+    args: &ServerArgs,
+    node_name: &str,
+    node_ip: IpAddr,
+    dns: IpAddr,
+    serving: (String, String),
+    client_ca: String,
+) -> Result<skiff_kubelet::Config> {
+    Ok(skiff_kubelet::Config {
+        node_ips: vec![node_ip],
+        cluster_dns: vec![dns],
+        cluster_domain: args.cluster_domain.clone(),
+        listen: SocketAddr::new(args.bind_address, 10250),
+        tls_cert_pem: serving.0.into_bytes(),
+        tls_key_pem: serving.1.into_bytes(),
+        client_ca_pem: client_ca.into_bytes(),
+        cgroup_root: paths::cgroup(dir),
+        resolv_conf: args.resolv_conf.clone(),
+        node_labels: labels(args)?,
+        node_taints: taints(args)?,
+        version: format!("{KUBERNETES}+skiff"),
+        ..skiff_kubelet::Config::new(node_name, dir)
+    })
+}
+
+/// Objects that the server applies to itself.
+fn addons(dns: IpAddr, args: &ServerArgs) -> Vec<(String, String)> {
+    if args.disable.iter().any(|d| d == "dns") {
+        return Vec::new();
+    }
+    vec![(
+        "skiff-dns".into(),
+        include_str!("../../manifests/addons/dns.yaml").replace("${CLUSTER_DNS}", &dns.to_string()),
+    )]
+}
