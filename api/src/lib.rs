@@ -10,6 +10,7 @@ pub mod jsonpath;
 pub mod kinds;
 pub mod meta;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod resource;
