@@ -3,6 +3,7 @@
 pub mod config_map;
 pub mod container;
 pub mod endpoints;
+pub mod env;
 pub mod event;
 pub mod limit_range;
 pub mod namespace;
@@ -18,6 +19,7 @@ pub mod resource_quota;
 pub mod resources;
 pub mod scheduling;
 pub mod secret;
+pub mod security_context;
 pub mod service;
 pub mod service_account;
 pub mod volume;

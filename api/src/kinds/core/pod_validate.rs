@@ -2,7 +2,7 @@
 //! pkg/apis/core/validation), and of changes to a pod's spec (ValidatePodUpdate).
 
 use super::container::{self, PodFacts};
-use super::{resources, scheduling, volume};
+use super::{resources, scheduling, security_context, volume};
 use crate::field::FieldError;
 use crate::kinds::check;
 use crate::kinds::util::*;
@@ -43,7 +43,7 @@ pub fn spec(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
     }
     one_of(spec, "dnsPolicy", DNS_POLICIES, path, errs);
     check::labels(at(spec, "nodeSelector"), &path.child("nodeSelector"), errs);
-    security_context(spec, path, errs);
+    security_context::pod(spec, path, errs);
     if has(spec, "affinity") {
         scheduling::affinity(at(spec, "affinity"), &path.child("affinity"), errs);
     }
@@ -183,75 +183,6 @@ fn pod_resources(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
     }
 }
 
-/// ValidatePodSecurityContext.
-fn security_context(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
-    let s = at(spec, "securityContext");
-    let p = path.child("securityContext");
-    for key in ["fsGroup", "runAsUser", "runAsGroup"] {
-        container::user_id(s, key, &p, errs);
-    }
-    let groups = p.child("supplementalGroups");
-    for (i, g) in items(s, "supplementalGroups").iter().enumerate() {
-        if let Some(g) = g.as_i64() {
-            container::id_range(g, &groups.index(i), errs);
-        }
-    }
-    if truth(spec, "shareProcessNamespace") && truth(spec, "hostPID") {
-        errs.push(FieldError::invalid(
-            path.child("shareProcessNamespace"),
-            true,
-            "ShareProcessNamespace and HostPID cannot both be enabled",
-        ));
-    }
-    let sysctls = p.child("sysctls");
-    let mut names: Vec<&str> = Vec::new();
-    for (i, c) in items(s, "sysctls").iter().enumerate() {
-        let ip = sysctls.index(i);
-        let name = text(c, "name");
-        if name.is_empty() {
-            errs.push(FieldError::required(ip.child("name"), ""));
-        } else if !valid_sysctl(name) {
-            errs.push(FieldError::invalid(
-                ip.child("name"),
-                name,
-                "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*([a-z0-9][-_a-z0-9]*)?[a-z0-9]$",
-            ));
-        } else if names.contains(&name) {
-            errs.push(FieldError::duplicate(ip.child("name"), name));
-        }
-        names.push(name);
-    }
-    one_of(
-        s,
-        "fsGroupChangePolicy",
-        &["Always", "OnRootMismatch"],
-        &p,
-        errs,
-    );
-    one_of(
-        s,
-        "supplementalGroupsPolicy",
-        &["Merge", "Strict"],
-        &p,
-        errs,
-    );
-    container::seccomp(at(s, "seccompProfile"), &p.child("seccompProfile"), errs);
-    container::app_armor(at(s, "appArmorProfile"), &p.child("appArmorProfile"), errs);
-}
-
-fn valid_sysctl(name: &str) -> bool {
-    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    name.len() <= 253
-        && name.split(['.', '/']).all(|part| {
-            let bytes = part.as_bytes();
-            edge(bytes.first())
-                && edge(bytes.last())
-                && bytes.iter().all(|b| {
-                    b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_')
-                })
-        })
-}
-
 fn dns_config(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
     let config = at(spec, "dnsConfig");
     let servers = items(config, "nameservers");
@@ -318,11 +249,11 @@ fn scheduling_gates(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
 
 /// ValidatePodTemplateSpec: labels, annotations and spec; no ephemeral containers.
 pub fn template(template: &Value, path: &Path<'_>, errs: &mut Errors) {
-    let mp = path.child("metadata");
-    check::labels(at(template, "metadata.labels"), &mp.child("labels"), errs);
+    // Upstream leaves `metadata` out of these two paths.
+    check::labels(at(template, "metadata.labels"), &path.child("labels"), errs);
     check::annotations(
         at(template, "metadata.annotations"),
-        &mp.child("annotations"),
+        &path.child("annotations"),
         errs,
     );
     let sp = path.child("spec");

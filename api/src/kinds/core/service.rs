@@ -4,7 +4,7 @@
 use crate::field::FieldError;
 use crate::kinds::check;
 use crate::kinds::util::*;
-use crate::resource::{Column, SelectableField, Strategy};
+use crate::resource::{Column, Context, SelectableField, Strategy, keep_status};
 use serde_json::{Value, json};
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
@@ -38,9 +38,7 @@ pub fn default(svc: &mut Value) {
         }
     }
     let kind = text(spec, "type").to_string();
-    let external = matches!(kind.as_str(), "NodePort" | "LoadBalancer")
-        || (kind == "ClusterIP" && !items(spec, "externalIPs").is_empty());
-    if external {
+    if is_external(spec) {
         zero(spec, "externalTrafficPolicy", "Cluster");
     }
     if kind != "ExternalName" && TYPES.contains(&kind.as_str()) {
@@ -56,8 +54,145 @@ pub fn default(svc: &mut Value) {
     }
 }
 
-fn prepare_create(_: &crate::resource::Context, svc: &mut Value) {
+fn prepare_create(_: &Context, svc: &mut Value) {
     put(svc, "status", json!({"loadBalancer": {}}));
+    if let Some(spec) = at_mut(svc, "spec") {
+        both_cluster_ips(spec);
+    }
+}
+
+/// `clusterIP` given alone is the first of `clusterIPs`.
+fn both_cluster_ips(spec: &mut Value) {
+    let ip = text(spec, "clusterIP").to_string();
+    if !ip.is_empty() && items(spec, "clusterIPs").is_empty() {
+        put(spec, "clusterIPs", json!([ip]));
+    }
+}
+
+fn needs_cluster_ip(spec: &Value) -> bool {
+    text(spec, "type") != "ExternalName"
+}
+
+fn needs_node_port(spec: &Value) -> bool {
+    match text(spec, "type") {
+        "NodePort" => true,
+        "LoadBalancer" => at(spec, "allocateLoadBalancerNodePorts") != &Value::Bool(false),
+        _ => false,
+    }
+}
+
+fn needs_health_port(spec: &Value) -> bool {
+    text(spec, "type") == "LoadBalancer" && text(spec, "externalTrafficPolicy") == "Local"
+}
+
+fn is_external(spec: &Value) -> bool {
+    matches!(text(spec, "type"), "NodePort" | "LoadBalancer")
+        || (text(spec, "type") == "ClusterIP" && !items(spec, "externalIPs").is_empty())
+}
+
+fn node_ports(spec: &Value) -> Vec<i64> {
+    items(spec, "ports")
+        .iter()
+        .map(|p| int0(p, "nodePort"))
+        .filter(|n| *n != 0)
+        .collect()
+}
+
+/// Status stays. What was allocated before and is not given now is kept (patchAllocatedValues), and what the new type has
+/// no use for goes when the client only sends it back (dropTypeDependentFields).
+fn prepare_update(c: &Context, new: &mut Value, old: &Value) {
+    keep_status(c, new, old);
+    let os = at(old, "spec");
+    let Some(ns) = at_mut(new, "spec") else {
+        return;
+    };
+    if needs_cluster_ip(ns) && needs_cluster_ip(os) {
+        if text(ns, "clusterIP").is_empty() && items(ns, "clusterIPs").is_empty() {
+            for key in ["clusterIP", "clusterIPs"] {
+                carry(ns, os, key);
+            }
+        } else if text(ns, "clusterIP").is_empty() && !text(os, "clusterIP").is_empty() {
+            carry(ns, os, "clusterIP");
+        }
+        if items(ns, "clusterIPs").is_empty() && text(ns, "clusterIP") == text(os, "clusterIP") {
+            carry(ns, os, "clusterIPs");
+        }
+        for key in ["ipFamilies", "ipFamilyPolicy"] {
+            if is_empty(at(ns, key)) && !is_empty(at(os, key)) {
+                carry(ns, os, key);
+            }
+        }
+    }
+    // clusterIP changed alone: the list follows, and validation says whether that may be.
+    if text(ns, "clusterIP") != text(os, "clusterIP")
+        && equal(at(ns, "clusterIPs"), at(os, "clusterIPs"))
+    {
+        drop_key(ns, "clusterIPs");
+    }
+    both_cluster_ips(ns);
+    if needs_node_port(ns) && needs_node_port(os) {
+        let mine = node_ports(ns);
+        let mut used: Vec<i64> = node_ports(os)
+            .into_iter()
+            .filter(|n| mine.contains(n))
+            .collect();
+        for port in items_mut(ns, "ports") {
+            if int0(port, "nodePort") != 0 {
+                continue;
+            }
+            let same = items(os, "ports")
+                .iter()
+                .find(|p| text(p, "name") == text(port, "name"));
+            if let Some(n) = same
+                .map(|p| int0(p, "nodePort"))
+                .filter(|n| *n != 0 && !used.contains(n))
+            {
+                put(port, "nodePort", n);
+                used.push(n);
+            }
+        }
+    }
+    if needs_health_port(ns) && needs_health_port(os) && int0(ns, "healthCheckNodePort") == 0 {
+        carry(ns, os, "healthCheckNodePort");
+    }
+
+    if needs_cluster_ip(os) && !needs_cluster_ip(ns) {
+        if text(ns, "clusterIP") == text(os, "clusterIP")
+            && equal(at(ns, "clusterIPs"), at(os, "clusterIPs"))
+        {
+            drop_key(ns, "clusterIP");
+            drop_key(ns, "clusterIPs");
+        }
+        for key in ["ipFamilies", "ipFamilyPolicy"] {
+            if equal(at(ns, key), at(os, key)) {
+                drop_key(ns, key);
+            }
+        }
+    }
+    if needs_node_port(os) && !needs_node_port(ns) && node_ports(ns) == node_ports(os) {
+        for port in items_mut(ns, "ports") {
+            drop_key(port, "nodePort");
+        }
+    }
+    if needs_health_port(os)
+        && !needs_health_port(ns)
+        && at(ns, "healthCheckNodePort") == at(os, "healthCheckNodePort")
+    {
+        drop_key(ns, "healthCheckNodePort");
+    }
+    if text(os, "type") == "LoadBalancer" && text(ns, "type") != "LoadBalancer" {
+        for key in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+            if at(ns, key) == at(os, key) {
+                drop_key(ns, key);
+            }
+        }
+    }
+    if is_external(os)
+        && !is_external(ns)
+        && text(ns, "externalTrafficPolicy") == text(os, "externalTrafficPolicy")
+    {
+        drop_key(ns, "externalTrafficPolicy");
+    }
 }
 
 /// ValidateService, less what the allocator answers for.
@@ -170,9 +305,7 @@ fn policies(spec: &Value, kind: &str, path: &Path<'_>, errs: &mut Errors) {
         path,
         errs,
     );
-    let external = matches!(kind, "NodePort" | "LoadBalancer")
-        || (kind == "ClusterIP" && !items(spec, "externalIPs").is_empty());
-    if !external && !text(spec, "externalTrafficPolicy").is_empty() {
+    if !is_external(spec) && !text(spec, "externalTrafficPolicy").is_empty() {
         errs.push(FieldError::invalid(
             path.child("externalTrafficPolicy"),
             text(spec, "externalTrafficPolicy"),
@@ -270,6 +403,9 @@ fn validate_ports(ports: &[Value], kind: &str, path: &Path<'_>, errs: &mut Error
         }
         one_of(port, "protocol", &["SCTP", "TCP", "UDP"], &p, errs);
         check::port_int_or_name(at(port, "targetPort"), &p.child("targetPort"), errs);
+        if has(port, "appProtocol") {
+            check::qualified_name(text(port, "appProtocol"), &p.child("appProtocol"), errs);
+        }
         let node_port = int0(port, "nodePort");
         if node_port != 0 && matches!(kind, "ClusterIP" | "ExternalName") {
             errs.push(FieldError::forbidden(
@@ -303,14 +439,32 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errs = Vec::new();
     let (ns, os) = (at(new, "spec"), at(old, "spec"));
     let path = Path::new("spec");
-    let needs = |s: &Value| text(s, "type") != "ExternalName";
-    let old_ip = text(os, "clusterIP");
-    if needs(ns) && needs(os) && !old_ip.is_empty() && text(ns, "clusterIP") != old_ip {
-        errs.push(FieldError::invalid(
-            path.child("clusterIPs").index(0),
-            text(ns, "clusterIP"),
-            "may not change once set",
-        ));
+    let headless = |s: &Value| text(s, "clusterIP") == "None";
+    if needs_cluster_ip(ns) && needs_cluster_ip(os) && !(headless(ns) && headless(os)) {
+        let (n, o) = (items(ns, "clusterIPs"), items(os, "clusterIPs"));
+        let cp = path.child("clusterIPs");
+        let changed = |i: usize, errs: &mut Errors| {
+            errs.push(FieldError::invalid(
+                cp.index(i),
+                n.to_vec(),
+                "may not change once set",
+            ));
+        };
+        if n.len() == o.len() {
+            for i in 0..n.len() {
+                if n[i] != o[i] {
+                    changed(i, &mut errs);
+                }
+            }
+        } else if n.is_empty() {
+            errs.push(FieldError::invalid(
+                cp.index(0),
+                n.to_vec(),
+                "primary clusterIP can not be unset",
+            ));
+        } else if !o.is_empty() && n[0] != o[0] {
+            changed(0, &mut errs);
+        }
     }
     let class = |s: &Value| text(s, "loadBalancerClass").to_string();
     if text(ns, "type") == "LoadBalancer"
@@ -352,6 +506,7 @@ pub fn strategy() -> Strategy {
         name: crate::names::name_is_dns_label,
         default,
         prepare_create,
+        prepare_update,
         validate,
         validate_update,
         warnings,
@@ -489,12 +644,39 @@ mod tests {
 
     #[test]
     fn a_cluster_ip_does_not_change() {
-        let svc = |ip: &str| json!({"spec": {"type": "ClusterIP", "clusterIP": ip}});
+        let svc =
+            |ip: &str| json!({"spec": {"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip]}});
         let errs = validate_update(&svc("10.43.0.9"), &svc("10.43.0.8"));
         assert_eq!(
             errs[0].to_string(),
-            "spec.clusterIPs[0]: Invalid value: \"10.43.0.9\": may not change once set"
+            "spec.clusterIPs[0]: Invalid value: [\"10.43.0.9\"]: may not change once set"
         );
+    }
+
+    #[test]
+    fn what_was_allocated_stays_and_goes_with_the_type() {
+        let c = Context {
+            now: String::new(),
+            user: String::new(),
+        };
+        let old = json!({"spec": {"type": "NodePort", "clusterIP": "10.43.0.8", "clusterIPs": ["10.43.0.8"],
+            "externalTrafficPolicy": "Cluster", "ports": [{"port": 80, "nodePort": 30080}]}});
+        let mut new = json!({"spec": {"type": "NodePort", "ports": [{"port": 81}]}});
+        default(&mut new);
+        prepare_update(&c, &mut new, &old);
+        assert_eq!(new["spec"]["clusterIPs"], json!(["10.43.0.8"]));
+        assert_eq!(new["spec"]["ports"][0]["nodePort"], 30080);
+        assert!(validate_update(&new, &old).is_empty());
+        let mut plain = old.clone();
+        plain["spec"]["type"] = "ClusterIP".into();
+        default(&mut plain);
+        prepare_update(&c, &mut plain, &old);
+        assert_eq!(
+            plain["spec"]["ports"],
+            json!([{"port": 80, "protocol": "TCP", "targetPort": 80}])
+        );
+        assert!(plain["spec"].get("externalTrafficPolicy").is_none());
+        assert!(validate(&plain).is_empty(), "{:?}", validate(&plain));
     }
 
     #[test]

@@ -318,7 +318,7 @@ fn downward_items(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
         let field_ref = at(item, "fieldRef");
         let resource_ref = at(item, "resourceFieldRef");
         if !field_ref.is_null() {
-            super::container::object_field(field_ref, DOWNWARD_FIELDS, &p.child("fieldRef"), errs);
+            super::env::object_field(field_ref, DOWNWARD_FIELDS, &p.child("fieldRef"), errs);
             if !resource_ref.is_null() {
                 errs.push(FieldError::invalid(
                     &p,
@@ -327,12 +327,7 @@ fn downward_items(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
                 ));
             }
         } else if !resource_ref.is_null() {
-            super::container::resource_field(
-                resource_ref,
-                true,
-                &p.child("resourceFieldRef"),
-                errs,
-            );
+            super::env::resource_field(resource_ref, true, &p.child("resourceFieldRef"), errs);
         } else {
             errs.push(FieldError::required(
                 &p,
