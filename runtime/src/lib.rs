@@ -11,6 +11,7 @@ mod cri;
 pub mod images;
 pub mod shim;
 pub mod state;
+pub mod streaming;
 pub mod sys;
 
 use images::cri::CriImageService;
