@@ -183,7 +183,7 @@ pub fn non_negative_quantity(v: &Value, path: &Path<'_>, errs: &mut Errors) {
 
 /// The sum of two quantities.
 pub fn add(a: &Quantity, b: &Quantity) -> Quantity {
-    let mut sum = a.clone();
+    let mut sum = *a;
     sum.add(b);
     sum
 }

@@ -14,11 +14,11 @@ pub fn default(ds: &mut Value) {
     workload::default_template(spec);
     if let Some(update) = object(spec, "updateStrategy") {
         zero(update, "type", "RollingUpdate");
-        if text(update, "type") == "RollingUpdate" {
-            if let Some(rolling) = object(update, "rollingUpdate") {
-                unset(rolling, "maxUnavailable", 1);
-                unset(rolling, "maxSurge", 0);
-            }
+        if text(update, "type") == "RollingUpdate"
+            && let Some(rolling) = object(update, "rollingUpdate")
+        {
+            unset(rolling, "maxUnavailable", 1);
+            unset(rolling, "maxSurge", 0);
         }
     }
     unset(spec, "revisionHistoryLimit", 10);
@@ -51,7 +51,7 @@ fn validate(ds: &Value) -> Vec<FieldError> {
             let rolling = at(update, "rollingUpdate");
             let rp = up.child("rollingUpdate");
             if rolling.is_null() {
-                errs.push(FieldError::required(&rp, ""));
+                errs.push(FieldError::required(rp, ""));
             } else {
                 let (unavailable, surge) = (at(rolling, "maxUnavailable"), at(rolling, "maxSurge"));
                 workload::int_or_percent(unavailable, &rp.child("maxUnavailable"), &mut errs);

@@ -17,11 +17,11 @@ pub fn default(d: &mut Value) {
     workload::default_template(spec);
     if let Some(strategy) = object(spec, "strategy") {
         zero(strategy, "type", "RollingUpdate");
-        if text(strategy, "type") == "RollingUpdate" {
-            if let Some(rolling) = object(strategy, "rollingUpdate") {
-                unset(rolling, "maxUnavailable", "25%");
-                unset(rolling, "maxSurge", "25%");
-            }
+        if text(strategy, "type") == "RollingUpdate"
+            && let Some(rolling) = object(strategy, "rollingUpdate")
+        {
+            unset(rolling, "maxUnavailable", "25%");
+            unset(rolling, "maxSurge", "25%");
         }
     }
     unset(spec, "revisionHistoryLimit", 10);

@@ -19,10 +19,10 @@ pub fn default(s: &mut Value) {
             zero(update, "type", "RollingUpdate");
             unset(update, "rollingUpdate", json!({}));
         }
-        if text(update, "type") == "RollingUpdate" {
-            if let Some(rolling) = at_mut(update, "rollingUpdate") {
-                unset(rolling, "partition", 0);
-            }
+        if text(update, "type") == "RollingUpdate"
+            && let Some(rolling) = at_mut(update, "rollingUpdate")
+        {
+            unset(rolling, "partition", 0);
         }
     }
     if let Some(retention) = object(spec, "persistentVolumeClaimRetentionPolicy") {
@@ -59,7 +59,7 @@ fn validate(s: &Value) -> Vec<FieldError> {
     let up = path.child("updateStrategy");
     let rolling = at(spec, "updateStrategy.rollingUpdate");
     match text(spec, "updateStrategy.type") {
-        "" => errs.push(FieldError::required(&up, "")),
+        "" => errs.push(FieldError::required(up, "")),
         "OnDelete" => {
             if !rolling.is_null() {
                 errs.push(FieldError::invalid(
@@ -79,7 +79,7 @@ fn validate(s: &Value) -> Vec<FieldError> {
             );
         }
         other => errs.push(FieldError::invalid(
-            &up,
+            up,
             json!({"type": other}),
             "must be 'RollingUpdate' or 'OnDelete'",
         )),

@@ -103,7 +103,7 @@ pub fn selector_and_template(spec: &Value, what: &str, path: &Path<'_>, errs: &m
     let sp = path.child("selector");
     let mut usable = false;
     if selector.is_null() {
-        errs.push(FieldError::required(&sp, ""));
+        errs.push(FieldError::required(sp, ""));
         // No selector selects nothing, not even the template.
         usable = true;
     } else {
@@ -111,7 +111,7 @@ pub fn selector_and_template(spec: &Value, what: &str, path: &Path<'_>, errs: &m
         check::label_selector(selector, &sp, errs);
         if is_empty(at(selector, "matchLabels")) && is_empty(at(selector, "matchExpressions")) {
             errs.push(FieldError::invalid(
-                &sp,
+                sp,
                 selector.clone(),
                 format!("empty selector is invalid for {what}"),
             ));
@@ -122,7 +122,7 @@ pub fn selector_and_template(spec: &Value, what: &str, path: &Path<'_>, errs: &m
     let template = at(spec, "template");
     let tp = path.child("template");
     if template.is_null() {
-        errs.push(FieldError::required(&tp, ""));
+        errs.push(FieldError::required(tp, ""));
         return;
     }
     let labels = at(template, "metadata.labels");
@@ -169,14 +169,12 @@ pub fn int_or_percent(v: &Value, path: &Path<'_>, errs: &mut Errors) {
                 ));
             }
         }
-        Value::Number(n) => {
-            if n.as_i64().is_some_and(|n| n < 0) {
-                errs.push(FieldError::invalid(
-                    path,
-                    v.clone(),
-                    "must be greater than or equal to 0",
-                ));
-            }
+        Value::Number(n) if n.as_i64().is_some_and(|n| n < 0) => {
+            errs.push(FieldError::invalid(
+                path,
+                v.clone(),
+                "must be greater than or equal to 0",
+            ));
         }
         _ => {}
     }

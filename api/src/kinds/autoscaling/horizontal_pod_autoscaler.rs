@@ -145,7 +145,7 @@ fn metric(m: &Value, p: &Path<'_>, errs: &mut Errors) {
     let sp = p.child(field);
     if source.is_null() {
         errs.push(FieldError::required(
-            &sp,
+            sp,
             "must populate information for the given metric source",
         ));
         return;
@@ -236,7 +236,7 @@ fn rules(r: &Value, p: &Path<'_>, errs: &mut Errors) {
     let list = p.child("policies");
     if items(r, "policies").is_empty() {
         errs.push(FieldError::required(
-            &list,
+            list,
             "must specify at least one Policy",
         ));
     }

@@ -43,10 +43,11 @@ pub fn default(job: &mut Value) {
         }
         workload::default_template(spec);
     }
-    if !is_empty(&template_labels) && is_empty(at(job, "metadata.labels")) {
-        if let Some(m) = at_mut(job, "metadata") {
-            put(m, "labels", template_labels);
-        }
+    if !is_empty(&template_labels)
+        && is_empty(at(job, "metadata.labels"))
+        && let Some(m) = at_mut(job, "metadata")
+    {
+        put(m, "labels", template_labels);
     }
 }
 
@@ -94,14 +95,14 @@ pub fn spec_rules(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
         non_negative(spec, key, path, errs);
     }
     let indexed = text(spec, "completionMode") == "Indexed";
-    if let Some(mode) = at(spec, "completionMode").as_str() {
-        if !matches!(mode, "Indexed" | "NonIndexed") {
-            errs.push(FieldError::not_supported(
-                path.child("completionMode"),
-                mode,
-                &["NonIndexed", "Indexed"],
-            ));
-        }
+    if let Some(mode) = at(spec, "completionMode").as_str()
+        && !matches!(mode, "Indexed" | "NonIndexed")
+    {
+        errs.push(FieldError::not_supported(
+            path.child("completionMode"),
+            mode,
+            &["NonIndexed", "Indexed"],
+        ));
     }
     if indexed {
         match int(spec, "completions") {
@@ -141,7 +142,7 @@ pub fn spec_rules(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
         let pp = path.child("podFailurePolicy");
         if text(template, "spec.restartPolicy") != "Never" {
             errs.push(FieldError::invalid(
-                &pp,
+                pp,
                 text(template, "spec.restartPolicy"),
                 "only \"Never\" restart policy is supported when podFailurePolicy is specified",
             ));
@@ -160,14 +161,14 @@ pub fn spec_rules(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
             let exits = has(rule, "onExitCodes");
             if exits && !is_empty(at(rule, "onPodConditions")) {
                 errs.push(FieldError::invalid(
-                    &ip,
+                    ip,
                     Value::Null,
                     "specifying both OnExitCodes and OnPodConditions is not supported",
                 ));
             }
             if !exits && is_empty(at(rule, "onPodConditions")) {
                 errs.push(FieldError::invalid(
-                    &ip,
+                    ip,
                     Value::Null,
                     "specifying one of OnExitCodes and OnPodConditions is required",
                 ));
@@ -215,16 +216,17 @@ fn validate(job: &Value) -> Vec<FieldError> {
             .get(UID_LABEL)
             .or_else(|| labels.get(UID_LABEL_OLD))
             .and_then(Value::as_str);
-        if !uid.is_empty() && !(only_uid && value == Some(uid)) {
+        let generated = only_uid && value == Some(uid);
+        if !uid.is_empty() && !generated {
             errs.push(FieldError::invalid(
-                &sp,
+                sp,
                 selector.clone(),
                 "`selector` not auto-generated",
             ));
         }
     }
     if selector.is_null() {
-        errs.push(FieldError::required(&sp, ""));
+        errs.push(FieldError::required(sp, ""));
     } else {
         check::label_selector(selector, &sp, &mut errs);
         let labels = at(spec, "template.metadata.labels");

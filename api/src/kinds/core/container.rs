@@ -32,7 +32,7 @@ pub fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &
 
     let cp = path.child("containers");
     if containers.is_empty() {
-        errs.push(FieldError::required(&cp, ""));
+        errs.push(FieldError::required(cp, ""));
     }
     let mut names: Vec<&str> = Vec::new();
     for (i, c) in containers.iter().enumerate() {
@@ -443,16 +443,14 @@ fn handler(h: &Value, kinds: &[&str], grace: Option<i64>, p: &Path<'_>, errs: &m
         let ap = p.child(kind);
         if count > 1 {
             errs.push(FieldError::forbidden(
-                &ap,
+                ap,
                 "may not specify more than 1 handler type",
             ));
             continue;
         }
         match *kind {
-            "exec" => {
-                if items(action, "command").is_empty() {
-                    errs.push(FieldError::required(ap.child("command"), ""));
-                }
+            "exec" if items(action, "command").is_empty() => {
+                errs.push(FieldError::required(ap.child("command"), ""));
             }
             "httpGet" => {
                 require(action, "path", &ap, errs);
@@ -468,7 +466,7 @@ fn handler(h: &Value, kinds: &[&str], grace: Option<i64>, p: &Path<'_>, errs: &m
                 let s = int0(action, "seconds");
                 if let Some(g) = grace.filter(|g| s < 0 || s > *g) {
                     errs.push(FieldError::invalid(
-                        &ap,
+                        ap,
                         s,
                         format!(
                             "must be non-negative and less than terminationGracePeriodSeconds ({g})"

@@ -22,7 +22,7 @@ fn validate(ep: &Value) -> Vec<FieldError> {
         let p = sp.index(i);
         if items(subset, "addresses").is_empty() && items(subset, "notReadyAddresses").is_empty() {
             errs.push(FieldError::required(
-                &p,
+                p,
                 "must specify `addresses` or `notReadyAddresses`",
             ));
         }

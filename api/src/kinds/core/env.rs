@@ -144,7 +144,7 @@ pub fn object_field(f: &Value, allowed: &[&str], p: &Path<'_>, errs: &mut Errors
             }
             ("metadata.labels", Some(key)) => check::qualified_name(key, &fp, errs),
             _ => errs.push(FieldError::invalid(
-                &fp,
+                fp,
                 field,
                 format!("error converting fieldPath: field label not supported: {field}"),
             )),
@@ -153,12 +153,12 @@ pub fn object_field(f: &Value, allowed: &[&str], p: &Path<'_>, errs: &mut Errors
     }
     if !POD_FIELDS.contains(&field) {
         errs.push(FieldError::invalid(
-            &fp,
+            fp,
             field,
             format!("error converting fieldPath: field label not supported: {field}"),
         ));
     } else if !allowed.contains(&field) {
-        errs.push(FieldError::not_supported(&fp, field, allowed));
+        errs.push(FieldError::not_supported(fp, field, allowed));
     }
 }
 

@@ -95,17 +95,17 @@ fn validate(lr: &Value) -> Vec<FieldError> {
             ),
         ] {
             for (name, lv) in entries(item, low) {
-                if let (Some(l), Some(h)) = (q(low, name), q(high, name)) {
-                    if l > h {
-                        let hv = at(item, high).get(name.as_str()).unwrap_or(&Value::Null);
-                        let kp = p.child(low);
-                        errs.push(FieldError::invalid(
-                            kp.key(name),
-                            lv.clone(),
-                            why.replace("{a}", &int_or_string(lv))
-                                .replace("{b}", &int_or_string(hv)),
-                        ));
-                    }
+                if let (Some(l), Some(h)) = (q(low, name), q(high, name))
+                    && l > h
+                {
+                    let hv = at(item, high).get(name.as_str()).unwrap_or(&Value::Null);
+                    let kp = p.child(low);
+                    errs.push(FieldError::invalid(
+                        kp.key(name),
+                        lv.clone(),
+                        why.replace("{a}", &int_or_string(lv))
+                            .replace("{b}", &int_or_string(hv)),
+                    ));
                 }
             }
         }

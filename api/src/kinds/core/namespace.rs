@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 /// SetDefaults_Namespace: the label that carries the name, and the phase.
 pub fn default(ns: &mut Value) {
     let name = text(ns, "metadata.name").to_string();
-    if !name.is_empty() {
-        if let Some(labels) = at_mut(ns, "metadata").and_then(|m| object(m, "labels")) {
-            put(labels, "kubernetes.io/metadata.name", name);
-        }
+    if !name.is_empty()
+        && let Some(labels) = at_mut(ns, "metadata").and_then(|m| object(m, "labels"))
+    {
+        put(labels, "kubernetes.io/metadata.name", name);
     }
     if let Some(status) = object(ns, "status") {
         zero(status, "phase", "Active");

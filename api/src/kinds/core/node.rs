@@ -33,7 +33,7 @@ fn validate(node: &Value) -> Vec<FieldError> {
         let same =
             |o: &Value| text(o, "key") == text(t, "key") && text(o, "effect") == text(t, "effect");
         if taints[..i].iter().any(same) {
-            let mut e = FieldError::duplicate(&p, t.clone());
+            let mut e = FieldError::duplicate(p, t.clone());
             e.detail = "taints must be unique by key and effect pair".into();
             errs.push(e);
         }

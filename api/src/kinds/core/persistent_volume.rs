@@ -57,10 +57,10 @@ fn prepare_create(c: &Context, pv: &mut Value) {
 
 fn prepare_status_update(c: &Context, new: &mut Value, old: &Value) {
     crate::resource::only_status(c, new, old);
-    if text(new, "status.phase") != text(old, "status.phase") {
-        if let Some(status) = at_mut(new, "status") {
-            put(status, "lastPhaseTransitionTime", c.now.clone());
-        }
+    if text(new, "status.phase") != text(old, "status.phase")
+        && let Some(status) = at_mut(new, "status")
+    {
+        put(status, "lastPhaseTransitionTime", c.now.clone());
     }
 }
 
@@ -75,10 +75,10 @@ fn validate(pv: &Value) -> Vec<FieldError> {
     access_modes(modes, &path.child("accessModes"), &mut errs);
     let cp = path.child("capacity");
     if is_empty(at(spec, "capacity")) {
-        errs.push(FieldError::required(&cp, ""));
+        errs.push(FieldError::required(cp, ""));
     } else if !has(spec, "capacity.storage") || entries(spec, "capacity").count() > 1 {
         errs.push(FieldError::not_supported(
-            &cp,
+            cp,
             at(spec, "capacity").clone(),
             &["storage"],
         ));
@@ -114,7 +114,7 @@ fn validate(pv: &Value) -> Vec<FieldError> {
     }
     let given: Vec<&&str> = SOURCES.iter().filter(|s| has(spec, s)).collect();
     match given.as_slice() {
-        [] => errs.push(FieldError::required(&path, "must specify a volume type")),
+        [] => errs.push(FieldError::required(path, "must specify a volume type")),
         [_] => {}
         [_, more @ ..] => {
             for m in more {

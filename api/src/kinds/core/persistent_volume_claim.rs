@@ -49,7 +49,7 @@ pub fn validate_spec(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
     let mp = path.child("accessModes");
     if modes.is_empty() {
         errs.push(FieldError::required(
-            &mp,
+            mp,
             "at least 1 access mode is required",
         ));
     }
@@ -88,7 +88,7 @@ pub fn validate_spec(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
             && kind != "PersistentVolumeClaim"
         {
             errs.push(FieldError::invalid(
-                &dp,
+                dp,
                 kind,
                 "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
             ));
@@ -150,18 +150,19 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n",
         ));
     }
-    if let (Some(n), Some(o)) = (storage(ns), storage(os)) {
-        if bound && n < o {
-            let granted = at(old, "status.capacity")
-                .get("storage")
-                .and_then(check::quantity);
-            // A claim whose expansion failed may go back, down to what it has.
-            if granted.is_none_or(|g| n <= g) {
-                errs.push(FieldError::forbidden(
-                    "spec.resources.requests.storage",
-                    "field can not be less than status.capacity",
-                ));
-            }
+    if let (Some(n), Some(o)) = (storage(ns), storage(os))
+        && bound
+        && n < o
+    {
+        let granted = at(old, "status.capacity")
+            .get("storage")
+            .and_then(check::quantity);
+        // A claim whose expansion failed may go back, down to what it has.
+        if granted.is_none_or(|g| n <= g) {
+            errs.push(FieldError::forbidden(
+                "spec.resources.requests.storage",
+                "field can not be less than status.capacity",
+            ));
         }
     }
     errs

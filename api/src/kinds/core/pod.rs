@@ -42,10 +42,10 @@ fn prepare_create(_: &Context, pod: &mut Value) {
 fn prepare_status_update(c: &Context, new: &mut Value, old: &Value) {
     only_status(c, new, old);
     let qos = text(old, "status.qosClass").to_string();
-    if let Some(status) = at_mut(new, "status") {
-        if !qos.is_empty() {
-            zero(status, "qosClass", qos);
-        }
+    if let Some(status) = at_mut(new, "status")
+        && !qos.is_empty()
+    {
+        zero(status, "qosClass", qos);
     }
 }
 

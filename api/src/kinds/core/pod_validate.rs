@@ -202,7 +202,7 @@ fn dns_config(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
     let np = path.child("nameservers");
     if servers.len() > 3 {
         errs.push(FieldError::invalid(
-            &np,
+            np,
             at(config, "nameservers").clone(),
             "must not have more than 3 nameservers",
         ));
@@ -214,7 +214,7 @@ fn dns_config(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
     let sp = path.child("searches");
     if searches.len() > 32 {
         errs.push(FieldError::invalid(
-            &sp,
+            sp,
             at(config, "searches").clone(),
             "must not have more than 32 search paths",
         ));

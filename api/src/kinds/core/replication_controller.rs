@@ -20,10 +20,11 @@ pub fn default(rc: &mut Value) {
             put(spec, "selector", template_labels.clone());
         }
     }
-    if !is_empty(&template_labels) && is_empty(at(rc, "metadata.labels")) {
-        if let Some(m) = at_mut(rc, "metadata") {
-            put(m, "labels", template_labels);
-        }
+    if !is_empty(&template_labels)
+        && is_empty(at(rc, "metadata.labels"))
+        && let Some(m) = at_mut(rc, "metadata")
+    {
+        put(m, "labels", template_labels);
     }
 }
 
@@ -40,7 +41,7 @@ fn validate(rc: &Value) -> Vec<FieldError> {
     let template = at(spec, "template");
     let tp = path.child("template");
     if template.is_null() {
-        errs.push(FieldError::required(&tp, ""));
+        errs.push(FieldError::required(tp, ""));
         return errs;
     }
     let labels = at(template, "metadata.labels");

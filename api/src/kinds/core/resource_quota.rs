@@ -70,7 +70,7 @@ fn validate(rq: &Value) -> Vec<FieldError> {
         let s = s.as_str().unwrap_or("");
         if !SCOPES.contains(&s) {
             errs.push(FieldError::invalid(
-                &scopes,
+                scopes,
                 at(rq, "spec.scopes").clone(),
                 "unsupported scope",
             ));
@@ -82,7 +82,7 @@ fn validate(rq: &Value) -> Vec<FieldError> {
     ] {
         if list.iter().any(|s| s == a) && list.iter().any(|s| s == b) {
             errs.push(FieldError::invalid(
-                &scopes,
+                scopes,
                 at(rq, "spec.scopes").clone(),
                 "conflicting scopes",
             ));

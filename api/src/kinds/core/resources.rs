@@ -109,14 +109,14 @@ pub fn requirements(
                 if !overcommit_allowed(name) {
                     if rq != lq {
                         errs.push(FieldError::invalid(
-                            &rp,
+                            rp,
                             quantity_text(q),
                             format!("must be equal to {name} limit of {}", quantity_text(l)),
                         ));
                     }
                 } else if rq > lq {
                     errs.push(FieldError::invalid(
-                        &rp,
+                        rp,
                         quantity_text(q),
                         format!(
                             "must be less than or equal to {name} limit of {}",
@@ -127,7 +127,7 @@ pub fn requirements(
             }
             None if !overcommit_allowed(name) => {
                 errs.push(FieldError::required(
-                    &lp,
+                    lp,
                     "Limit must be set for non overcommitable resources",
                 ));
             }
@@ -153,7 +153,7 @@ fn add(into: &mut Amounts, from: &Amounts) {
     for (k, q) in from {
         let sum = match into.get(k) {
             Some(x) => check::add(x, q),
-            None => q.clone(),
+            None => *q,
         };
         into.insert(k.clone(), sum);
     }
@@ -162,7 +162,7 @@ fn add(into: &mut Amounts, from: &Amounts) {
 fn max(into: &mut Amounts, from: &Amounts) {
     for (k, q) in from {
         if into.get(k).is_none_or(|x| q > x) {
-            into.insert(k.clone(), q.clone());
+            into.insert(k.clone(), *q);
         }
     }
 }

@@ -75,7 +75,7 @@ pub fn node_selector(s: &Value, path: &Path<'_>, errs: &mut Errors) {
     let terms = items(s, "nodeSelectorTerms");
     if terms.is_empty() {
         errs.push(FieldError::required(
-            &tp,
+            tp,
             "must have at least one node selector term",
         ));
     }

@@ -13,11 +13,11 @@ use serde_json::Value;
 pub fn default(secret: &mut Value) {
     if let Some(Value::Object(plain)) = secret.get("stringData").cloned() {
         drop_key(secret, "stringData");
-        if !plain.is_empty() {
-            if let Some(data) = object(secret, "data") {
-                for (k, v) in plain {
-                    put(data, &k, STANDARD.encode(v.as_str().unwrap_or("")));
-                }
+        if !plain.is_empty()
+            && let Some(data) = object(secret, "data")
+        {
+            for (k, v) in plain {
+                put(data, &k, STANDARD.encode(v.as_str().unwrap_or("")));
             }
         }
     }
@@ -60,15 +60,13 @@ fn validate(secret: &Value) -> Vec<FieldError> {
         }
         "kubernetes.io/dockercfg" => json_key(secret, ".dockercfg", &dp, &mut errs),
         "kubernetes.io/dockerconfigjson" => json_key(secret, ".dockerconfigjson", &dp, &mut errs),
-        "kubernetes.io/basic-auth" => {
-            if decoded(secret, "username").is_none() && decoded(secret, "password").is_none() {
-                require_keys(&["username", "password"], &mut errs);
-            }
+        "kubernetes.io/basic-auth"
+            if decoded(secret, "username").is_none() && decoded(secret, "password").is_none() =>
+        {
+            require_keys(&["username", "password"], &mut errs);
         }
-        "kubernetes.io/ssh-auth" => {
-            if decoded(secret, "ssh-privatekey").is_none_or(str::is_empty) {
-                errs.push(FieldError::required(dp.key("ssh-privatekey"), ""));
-            }
+        "kubernetes.io/ssh-auth" if decoded(secret, "ssh-privatekey").is_none_or(str::is_empty) => {
+            errs.push(FieldError::required(dp.key("ssh-privatekey"), ""));
         }
         "kubernetes.io/tls" => require_keys(&["tls.crt", "tls.key"], &mut errs),
         _ => {}

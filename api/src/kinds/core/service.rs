@@ -207,23 +207,19 @@ pub fn validate(svc: &Value) -> Vec<FieldError> {
         errs.push(FieldError::required(path.child("ports"), ""));
     }
     match kind {
-        "LoadBalancer" => {
-            if headless {
-                errs.push(FieldError::invalid(
-                    path.child("clusterIPs").index(0),
-                    "None",
-                    "may not be set to 'None' for LoadBalancer services",
-                ));
-            }
+        "LoadBalancer" if headless => {
+            errs.push(FieldError::invalid(
+                path.child("clusterIPs").index(0),
+                "None",
+                "may not be set to 'None' for LoadBalancer services",
+            ));
         }
-        "NodePort" => {
-            if headless {
-                errs.push(FieldError::invalid(
-                    path.child("clusterIPs").index(0),
-                    "None",
-                    "may not be set to 'None' for NodePort services",
-                ));
-            }
+        "NodePort" if headless => {
+            errs.push(FieldError::invalid(
+                path.child("clusterIPs").index(0),
+                "None",
+                "may not be set to 'None' for NodePort services",
+            ));
         }
         "ExternalName" => {
             if !text(spec, "clusterIP").is_empty() || !items(spec, "clusterIPs").is_empty() {
@@ -370,14 +366,14 @@ fn policies(spec: &Value, kind: &str, path: &Path<'_>, errs: &mut Errors) {
         let p = path.child("loadBalancerSourceRanges");
         check::cidr(c.as_str().unwrap_or("").trim(), &p.index(i), errs);
     }
-    if let Some(port) = int(spec, "healthCheckNodePort").filter(|p| *p != 0) {
-        if !(kind == "LoadBalancer" && text(spec, "externalTrafficPolicy") == "Local") {
-            errs.push(FieldError::invalid(
-                path.child("healthCheckNodePort"),
-                port,
-                "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
-            ));
-        }
+    if let Some(port) = int(spec, "healthCheckNodePort").filter(|p| *p != 0)
+        && !(kind == "LoadBalancer" && text(spec, "externalTrafficPolicy") == "Local")
+    {
+        errs.push(FieldError::invalid(
+            path.child("healthCheckNodePort"),
+            port,
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+        ));
     }
 }
 
@@ -420,7 +416,7 @@ fn validate_ports(ports: &[Value], kind: &str, path: &Path<'_>, errs: &mut Error
         let key = |x: &Value| (int0(x, "port"), text(x, "protocol").to_string());
         if ports[..i].iter().any(|o| key(o) == key(port)) {
             errs.push(FieldError::duplicate(
-                &p,
+                p,
                 json!({"protocol": text(port, "protocol"), "port": int0(port, "port")}),
             ));
         }

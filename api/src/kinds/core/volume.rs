@@ -157,7 +157,7 @@ fn source(v: &Value, path: &Path<'_>, errs: &mut Errors) {
         let p = path.child(key);
         if count > 1 {
             errs.push(FieldError::forbidden(
-                &p,
+                p,
                 "may not specify more than 1 volume type",
             ));
             continue;
@@ -321,7 +321,7 @@ fn downward_items(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
             super::env::object_field(field_ref, DOWNWARD_FIELDS, &p.child("fieldRef"), errs);
             if !resource_ref.is_null() {
                 errs.push(FieldError::invalid(
-                    &p,
+                    p,
                     "resource",
                     "fieldRef and resourceFieldRef can not be specified simultaneously",
                 ));
@@ -330,7 +330,7 @@ fn downward_items(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
             super::env::resource_field(resource_ref, true, &p.child("resourceFieldRef"), errs);
         } else {
             errs.push(FieldError::required(
-                &p,
+                p,
                 "one of fieldRef and resourceFieldRef is required",
             ));
         }
@@ -363,7 +363,7 @@ fn projected(s: &Value, p: &Path<'_>, errs: &mut Errors) {
             let pp = sp.child(kind);
             if count > 1 {
                 errs.push(FieldError::forbidden(
-                    &pp,
+                    pp,
                     "may not specify more than 1 volume type",
                 ));
                 continue;
@@ -421,7 +421,7 @@ fn projected(s: &Value, p: &Path<'_>, errs: &mut Errors) {
             }
         }
         if count == 0 {
-            errs.push(FieldError::required(&sp, "must specify a volume type"));
+            errs.push(FieldError::required(sp, "must specify a volume type"));
         }
     }
 }

@@ -46,7 +46,7 @@ fn validate(s: &Value) -> Vec<FieldError> {
         let ap = p.child("addresses");
         let addresses = items(e, "addresses");
         if addresses.is_empty() {
-            errs.push(FieldError::required(&ap, "must contain at least 1 address"));
+            errs.push(FieldError::required(ap, "must contain at least 1 address"));
         } else if addresses.len() > 100 {
             errs.push(too_many(ap.to_string(), addresses.len(), 100));
         }
@@ -57,13 +57,13 @@ fn validate(s: &Value) -> Vec<FieldError> {
                 "IPv4" => {
                     check::endpoint_ip(a, &ip, &mut errs);
                     if a.contains(':') {
-                        errs.push(FieldError::invalid(&ip, a, "must be an IPv4 address"));
+                        errs.push(FieldError::invalid(ip, a, "must be an IPv4 address"));
                     }
                 }
                 "IPv6" => {
                     check::endpoint_ip(a, &ip, &mut errs);
                     if !a.contains(':') {
-                        errs.push(FieldError::invalid(&ip, a, "must be an IPv6 address"));
+                        errs.push(FieldError::invalid(ip, a, "must be an IPv6 address"));
                     }
                 }
                 "FQDN" => check::dns_subdomain(a, &ip, &mut errs),

@@ -19,7 +19,7 @@ fn validate(ing: &Value) -> Vec<FieldError> {
     let default = at(spec, "defaultBackend");
     if rules.is_empty() && default.is_null() {
         errs.push(FieldError::invalid(
-            &path,
+            path,
             rules.to_vec(),
             "either `defaultBackend` or `rules` must be specified",
         ));
@@ -41,7 +41,7 @@ fn validate(ing: &Value) -> Vec<FieldError> {
         let hp = p.child("http");
         let pp = hp.child("paths");
         if items(http, "paths").is_empty() {
-            errs.push(FieldError::required(&pp, ""));
+            errs.push(FieldError::required(pp, ""));
         }
         for (j, one) in items(http, "paths").iter().enumerate() {
             let ip = pp.index(j);

@@ -55,7 +55,7 @@ fn validate(np: &Value) -> Vec<FieldError> {
     let types = items(spec, "policyTypes");
     if types.len() > 2 {
         errs.push(FieldError::invalid(
-            &tp,
+            tp,
             types.to_vec(),
             "may not specify more than two policyTypes",
         ));

@@ -18,7 +18,7 @@ fn validate(p: &Value) -> Vec<FieldError> {
     let path = Path::new("spec");
     if has(spec, "minAvailable") && has(spec, "maxUnavailable") {
         errs.push(FieldError::invalid(
-            &path,
+            path,
             spec.clone(),
             "minAvailable and maxUnavailable cannot be both set",
         ));

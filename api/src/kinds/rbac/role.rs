@@ -80,7 +80,7 @@ pub fn cluster_strategy() -> Strategy {
                 let list = items(r, "aggregationRule.clusterRoleSelectors");
                 if list.is_empty() {
                     errs.push(FieldError::required(
-                        &sp,
+                        sp,
                         "at least one clusterRoleSelector required if aggregationRule is non-nil",
                     ));
                 }

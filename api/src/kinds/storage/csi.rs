@@ -38,7 +38,7 @@ fn validate_driver(d: &Value) -> Vec<FieldError> {
         let m = m.as_str().unwrap_or("");
         if !matches!(m, "Persistent" | "Ephemeral") {
             errs.push(FieldError::not_supported(
-                &mp,
+                mp,
                 m,
                 &["Ephemeral", "Persistent"],
             ));
@@ -166,13 +166,13 @@ fn validate_attachment(a: &Value) -> Vec<FieldError> {
     let pv = text(a, "spec.source.persistentVolumeName");
     if !inline && pv.is_empty() {
         errs.push(FieldError::required(
-            &sp,
+            sp,
             "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
         ));
     }
     if inline && !pv.is_empty() {
         errs.push(FieldError::forbidden(
-            &sp,
+            sp,
             "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
         ));
     }

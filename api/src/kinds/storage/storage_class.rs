@@ -17,7 +17,7 @@ fn validate(c: &Value) -> Vec<FieldError> {
     let provisioner = text(c, "provisioner");
     let pp = Path::new("provisioner");
     if provisioner.is_empty() {
-        errs.push(FieldError::required(&pp, provisioner));
+        errs.push(FieldError::required(pp, provisioner));
     } else {
         check::qualified_name(&provisioner.to_lowercase(), &pp, &mut errs);
     }
@@ -26,7 +26,7 @@ fn validate(c: &Value) -> Vec<FieldError> {
     for (k, v) in entries(c, "parameters") {
         if k.is_empty() {
             errs.push(FieldError::invalid(
-                &params,
+                params,
                 k.as_str(),
                 "field can not be empty.",
             ));
