@@ -364,3 +364,5 @@ impl Upgrade {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod kubectl;

@@ -124,7 +124,7 @@ impl StreamBackend for Pipes {
     }
 }
 
-async fn server() -> (Arc<StreamServer>, tokio_util::sync::DropGuard) {
+pub(super) async fn server() -> (Arc<StreamServer>, tokio_util::sync::DropGuard) {
     let cancel = CancellationToken::new();
     let s = StreamServer::start(Arc::new(Pipes), cancel.clone())
         .await
