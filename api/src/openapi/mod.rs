@@ -4,6 +4,7 @@
 
 mod descriptions;
 mod paths;
+pub mod protobuf;
 
 use crate::resource::Resource;
 use crate::schema::{self, Field, ListType, Type, TypeDef};
