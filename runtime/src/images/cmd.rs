@@ -153,3 +153,23 @@ pub async fn save(data_dir: &Path, name: &str, file: &Path) -> Result<()> {
     })
     .await
 }
+
+/// Import the archives of a directory at start ([`super::import::import_dir`]). One that cannot be imported is logged
+/// and does not keep the others out.
+pub async fn import_directory(store: &ImageStore, dir: &Path) -> Result<()> {
+    let (store, dir) = (store.clone(), dir.to_owned());
+    let done = blocking(move || super::import::import_dir(&store, &dir, &|_| {})).await?;
+    for (file, result) in done {
+        match result {
+            Ok(images) => {
+                let names: Vec<&str> = images
+                    .iter()
+                    .flat_map(|i| i.repo_tags.iter().map(String::as_str))
+                    .collect();
+                tracing::info!(file = %file.display(), images = names.join(", "), "images imported");
+            }
+            Err(e) => tracing::error!(file = %file.display(), error = %e, "archive not imported"),
+        }
+    }
+    Ok(())
+}

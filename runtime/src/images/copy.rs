@@ -218,7 +218,7 @@ impl Copier<'_> {
             gid,
             // Layers hold whole seconds; the directory on disk is to say the same.
             mtime: Timespec {
-                tv_sec: st.st_mtime as i64,
+                tv_sec: st.st_mtime,
                 tv_nsec: 0,
             },
             xattrs,

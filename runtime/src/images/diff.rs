@@ -94,11 +94,7 @@ impl<W: Write> Writer<W> {
             );
         }
         if kind != FileType::Directory && st.st_nlink > 1 {
-            if let Some(first) = self
-                .links
-                .get(&(st.st_dev as u64, st.st_ino as u64))
-                .cloned()
-            {
+            if let Some(first) = self.links.get(&(st.st_dev, st.st_ino)).cloned() {
                 return self.append(
                     path,
                     tar::EntryType::Link,
@@ -108,8 +104,7 @@ impl<W: Write> Writer<W> {
                     &mut io::empty(),
                 );
             }
-            self.links
-                .insert((st.st_dev as u64, st.st_ino as u64), path.clone());
+            self.links.insert((st.st_dev, st.st_ino), path.clone());
         }
         match kind {
             FileType::Directory => {
@@ -222,7 +217,7 @@ impl<W: Write> Writer<W> {
                 let mtime = self
                     .options
                     .clamp_mtime
-                    .map_or(st.st_mtime as i64, |c| c.min(st.st_mtime as i64));
+                    .map_or(st.st_mtime, |c| c.min(st.st_mtime));
                 // Octal fields hold numbers up to 8^7 and 8^11; larger ones go into records of their own.
                 for (key, value, limit) in [
                     ("uid", st.st_uid as u64, 1 << 21),

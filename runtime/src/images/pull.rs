@@ -442,7 +442,7 @@ impl OnePull {
                 }
             })
             .buffered(CONCURRENT_LAYERS);
-        let mut diff_ids = config.rootfs.diff_ids[have..].to_vec().into_iter();
+        let mut diff_ids = config.rootfs.diff_ids[have..].iter().cloned();
         while let Some(got) = downloads.next().await {
             let (blob, path) = got?;
             let Some(diff_id) = diff_ids.next() else {

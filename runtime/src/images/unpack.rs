@@ -821,7 +821,7 @@ fn times(mtime: Timespec) -> Timestamps {
 
 fn mtime_of(st: &Stat) -> Timespec {
     Timespec {
-        tv_sec: st.st_mtime as i64,
+        tv_sec: st.st_mtime,
         tv_nsec: st.st_mtime_nsec as _,
     }
 }
@@ -1162,7 +1162,7 @@ mod tests {
 
     #[test]
     fn pax_times_may_have_fractions_and_be_negative() {
-        let t = |s| parse_pax_time(s).map(|t| (t.tv_sec, t.tv_nsec as i64));
+        let t = |s| parse_pax_time(s).map(|t| (t.tv_sec, t.tv_nsec));
         assert_eq!(t("12.5"), Some((12, 500_000_000)));
         assert_eq!(t("7"), Some((7, 0)));
         assert_eq!(t("-1.25"), Some((-2, 750_000_000)));

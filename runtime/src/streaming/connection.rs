@@ -222,9 +222,9 @@ impl Shared {
     ) -> io::Result<()> {
         let mut decoder = Decoder::default();
         let mut last_id = 0;
-        let mine = |id: StreamId| (id % 2 == 0) == server;
+        let mine = |id: StreamId| id.is_multiple_of(2) == server;
         loop {
-            while let Some(frame) = decoder.next().map_err(io::Error::other)? {
+            while let Some(frame) = decoder.next_frame().map_err(io::Error::other)? {
                 match frame {
                     Frame::SynStream {
                         id,

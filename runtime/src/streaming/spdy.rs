@@ -242,7 +242,7 @@ impl Default for Decoder {
 
 impl Decoder {
     /// The next frame, if enough bytes are there.
-    pub fn next(&mut self) -> Result<Option<Frame>, SpdyError> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, SpdyError> {
         loop {
             if let Some((id, fin, left)) = self.data {
                 if self.buffer.is_empty() && left > 0 {
@@ -433,7 +433,7 @@ mod tests {
 
     fn decode_all(d: &mut Decoder) -> Vec<Frame> {
         let mut out = Vec::new();
-        while let Some(f) = d.next().unwrap() {
+        while let Some(f) = d.next_frame().unwrap() {
             out.push(f);
         }
         out
@@ -492,7 +492,7 @@ mod tests {
         for c in cases {
             let mut d = Decoder::default();
             d.buffer.extend_from_slice(c);
-            assert!(d.next().is_err(), "{c:?}");
+            assert!(d.next_frame().is_err(), "{c:?}");
         }
     }
 
@@ -588,7 +588,7 @@ mod tests {
                 d.buffer.extend_from_slice(&[0x80, 3, 0]);
             }
             d.buffer.extend_from_slice(&bytes);
-            while let Ok(Some(_)) = d.next() {}
+            while let Ok(Some(_)) = d.next_frame() {}
         }
     }
 }

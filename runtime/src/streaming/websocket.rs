@@ -323,12 +323,8 @@ pub async fn tunnel(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) ->
     tokio::spawn(async move {
         while let Some(Ok(m)) = stream.next().await {
             match m {
-                Message::Binary(b) => {
-                    if to_spdy.write_all(&b).await.is_err() {
-                        break;
-                    }
-                }
-                Message::Close(_) => break,
+                Message::Binary(b) if to_spdy.write_all(&b).await.is_ok() => {}
+                Message::Binary(_) | Message::Close(_) => break,
                 _ => {}
             }
         }
