@@ -835,7 +835,7 @@ mod tests {
                 .iter()
                 .map(|d| d.join(path))
                 .find(|p| fs::symlink_metadata(p).is_ok());
-            found.unwrap_or_else(|| PathBuf::from("/nonexistent"))
+            found.unwrap_or_else(|| self.dir.path().join("is-not-there"))
         }
 
         fn text(&self, path: &str) -> String {

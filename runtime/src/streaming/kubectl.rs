@@ -97,7 +97,7 @@ async fn kubectl(
         "--kubeconfig",
         "/dev/null",
         "--cache-dir",
-        "/nonexistent",
+        "/dev/null/no-cache",
     ]);
     c.args(args).envs(env.iter().copied()).kill_on_drop(true);
     c.stdin(Stdio::piped())
