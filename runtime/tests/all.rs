@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)] // The initialiser below is called by libc before main.
 mod all {
+    pub mod chaos;
     pub mod cri;
     pub mod harness;
 }
@@ -18,6 +19,9 @@ extern "C" fn early(argc: c_int, argv: *const *const c_char, _env: *const *const
         .collect();
     if args.get(1).is_some_and(|a| a == "shim") {
         skiff_runtime::shim_main(&args[2..]);
+    }
+    if args.get(1).is_some_and(|a| a == "serve") {
+        all::chaos::serve_main(&args[2..]);
     }
 }
 

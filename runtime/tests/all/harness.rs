@@ -29,18 +29,28 @@ pub fn skip() -> bool {
     !root
 }
 
-async fn channel(socket: PathBuf) -> Channel {
+/// True on machines whose controllers are on cgroup v2.
+pub fn v2() -> bool {
+    skiff_runtime::cgroup::Hierarchies::detect()
+        .unwrap()
+        .is_v2()
+}
+
+/// A connection to the CRI socket, if something answers there.
+pub async fn try_channel(socket: &Path) -> Option<Channel> {
+    let socket = socket.to_path_buf();
+    let connect = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move {
+            Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(
+                tokio::net::UnixStream::connect(socket).await?,
+            ))
+        }
+    });
     tonic::transport::Endpoint::from_static("http://localhost")
-        .connect_with_connector(tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move {
-                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(
-                    tokio::net::UnixStream::connect(socket).await?,
-                ))
-            }
-        }))
+        .connect_with_connector(connect)
         .await
-        .expect("connect to the CRI socket")
+        .ok()
 }
 
 /// Puts an image `busybox:test` with the given config into the store.
@@ -97,6 +107,26 @@ pub fn add_busybox(store: &skiff_runtime::images::ImageStore) {
     ingest.finish(&digest, names, 0).unwrap();
 }
 
+impl Drop for Node {
+    /// A test that failed must not leave shims, mounts and cgroups on the machine.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.cancel.cancel();
+            let config = self.config.clone();
+            let reset = move || {
+                let rt = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                rt.map(|rt| {
+                    rt.block_on(skiff_runtime::reset(&config))
+                        .map_err(|e| eprintln!("{e}"))
+                })
+            };
+            let _ = std::thread::spawn(reset).join();
+        }
+    }
+}
+
 impl Node {
     pub async fn start() -> Self {
         let dir = tempfile::Builder::new()
@@ -129,7 +159,9 @@ impl Node {
         let running = skiff_runtime::start(config.clone(), cancel.clone())
             .await
             .unwrap();
-        let channel = channel(config.socket.clone()).await;
+        let channel = try_channel(&config.socket)
+            .await
+            .expect("connect to the CRI socket");
         let client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         (client, ImageServiceClient::new(channel), cancel, running)
     }
@@ -157,7 +189,7 @@ impl Node {
             !mounts.contains(&*self.dir.path().to_string_lossy()),
             "a mount is left behind"
         );
-        for controller in ["memory", "pids", "unified", "systemd"] {
+        for controller in ["", "memory", "pids", "unified", "systemd"] {
             let left = Path::new("/sys/fs/cgroup")
                 .join(controller)
                 .join(self.config.cgroup_parent.trim_start_matches('/'));
