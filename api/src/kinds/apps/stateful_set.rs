@@ -107,7 +107,17 @@ fn validate(s: &Value) -> Vec<FieldError> {
     if !service.is_empty() {
         check::dns1035_label(service, &path.child("serviceName"), &mut errs);
     }
-    workload::selector_and_template(spec, "statefulset", &path, &mut errs);
+    // The pods get a volume for each claim template: mounts may name those.
+    let mut with_claims = spec.clone();
+    if let Some(pod) = at_mut(&mut with_claims, "template.spec") {
+        let mut volumes = items(pod, "volumes").to_vec();
+        for t in items(spec, "volumeClaimTemplates") {
+            volumes.retain(|v| text(v, "name") != name(t));
+            volumes.push(json!({"name": name(t), "persistentVolumeClaim": {"claimName": name(t)}}));
+        }
+        put(pod, "volumes", volumes);
+    }
+    workload::selector_and_template(&with_claims, "statefulset", &path, &mut errs);
     workload::always_restarts(
         at(spec, "template"),
         &path.child("template"),
@@ -182,6 +192,10 @@ mod tests {
     fn defaults_and_update_rules_are_upstreams() {
         let mut s = deployment::minimal();
         s["spec"]["serviceName"] = "web".into();
+        s["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "data"}, "spec": {
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]);
+        s["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] =
+            json!([{"name": "data", "mountPath": "/d"}]);
         default(&mut s);
         assert!(validate(&s).is_empty(), "{:?}", validate(&s));
         assert_eq!(

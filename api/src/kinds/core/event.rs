@@ -2,6 +2,7 @@
 //! columns and selectable fields (pkg/apis/events/v1/conversion.go, ValidateEvent, printEvent).
 
 use crate::field::FieldError;
+use crate::kinds::check;
 use crate::kinds::util::*;
 use crate::resource::{Column, SelectableField, Strategy};
 use serde_json::Value;
@@ -38,58 +39,46 @@ pub fn from_core(v: &mut Value) {
     put(v, "apiVersion", "events.k8s.io/v1");
 }
 
-/// Rules of `v1` (legacy events): the event lives in the namespace of its object.
+/// Rules of `v1` (legacyValidateEvent). Upstream names the fields as `v1` does, whatever was sent.
 fn validate(e: &Value) -> Vec<FieldError> {
     let mut errs = Vec::new();
-    namespace_of(e, "involvedObject", &mut errs);
-    errs
-}
-
-fn namespace_of(e: &Value, object: &str, errs: &mut Errors) {
-    let ns = text(e, "metadata.namespace");
-    let theirs = text(at(e, object), "namespace");
-    if theirs.is_empty() {
-        // Events of cluster-scoped objects live in default.
-        if !matches!(ns, "" | "default" | "kube-system") {
-            errs.push(FieldError::invalid(
-                format!("{object}.namespace"),
-                theirs,
-                "does not match event.namespace",
-            ));
-        }
-    } else if theirs != ns && !ns.is_empty() {
-        errs.push(FieldError::invalid(
-            format!("{object}.namespace"),
+    let namespace = text(e, "metadata.namespace");
+    let theirs = text(either(e, "involvedObject", "regarding"), "namespace");
+    let mismatch = || {
+        FieldError::invalid(
+            "involvedObject.namespace",
             theirs,
             "does not match event.namespace",
-        ));
+        )
+    };
+    if !has(e, "eventTime") {
+        // Events of cluster-scoped objects live in default.
+        let good = if theirs.is_empty() {
+            matches!(namespace, "" | "default")
+        } else {
+            namespace == theirs
+        };
+        if !good {
+            errs.push(mismatch());
+        }
+        return errs;
     }
-}
-
-/// Rules of `events.k8s.io/v1` on create (validateV1EventSeries and below).
-fn validate_new(e: &Value) -> Vec<FieldError> {
-    let mut errs = Vec::new();
-    namespace_of(e, "regarding", &mut errs);
-    for key in [
-        "reportingController",
-        "reportingInstance",
-        "action",
-        "reason",
-    ] {
-        if text(e, key).is_empty() {
+    if theirs.is_empty() && !matches!(namespace, "default" | "kube-system") {
+        errs.push(mismatch());
+    }
+    let controller = either(e, "reportingComponent", "reportingController")
+        .as_str()
+        .unwrap_or("");
+    let cp = Path::new("reportingController");
+    if controller.is_empty() {
+        errs.push(FieldError::required(cp, ""));
+    }
+    check::qualified_name(controller, &cp, &mut errs);
+    for (key, max) in [("reportingInstance", 128), ("action", 128), ("reason", 128)] {
+        let s = text(e, key);
+        if s.is_empty() {
             errs.push(FieldError::required(key, ""));
         }
-    }
-    if !has(e, "eventTime") {
-        errs.push(FieldError::required("eventTime", ""));
-    }
-    for (key, max) in [
-        ("reportingInstance", 128),
-        ("action", 128),
-        ("reason", 128),
-        ("note", 1024),
-    ] {
-        let s = text(e, key);
         if s.len() > max {
             errs.push(FieldError::invalid(
                 key,
@@ -98,25 +87,45 @@ fn validate_new(e: &Value) -> Vec<FieldError> {
             ));
         }
     }
-    if !matches!(text(e, "type"), "Normal" | "Warning") {
+    if either(e, "message", "note").as_str().unwrap_or("").len() > 1024 {
         errs.push(FieldError::invalid(
-            "type",
-            text(e, "type"),
-            "has invalid value: ".to_string() + text(e, "type"),
+            "message",
+            "",
+            "can have at most 1024 characters",
         ));
     }
+    errs
+}
+
+/// Rules of `events.k8s.io/v1` on top. An event in the old shape may be sent back as it is.
+fn validate_new(e: &Value) -> Vec<FieldError> {
+    let mut errs = validate(e);
     let series = at(e, "series");
     if !series.is_null() {
         if int0(series, "count") < 2 {
             errs.push(FieldError::invalid(
                 "series.count",
-                int0(series, "count"),
+                "",
                 "should be at least 2",
             ));
         }
         if !has(series, "lastObservedTime") {
             errs.push(FieldError::required("series.lastObservedTime", ""));
         }
+    }
+    if has(e, "deprecatedFirstTimestamp") {
+        return errs;
+    }
+    if !has(e, "eventTime") {
+        errs.push(FieldError::required("eventTime", ""));
+    }
+    let kind = text(e, "type");
+    if !matches!(kind, "Normal" | "Warning") {
+        errs.push(FieldError::invalid(
+            "type",
+            "",
+            format!("has invalid value: {kind}"),
+        ));
     }
     errs
 }

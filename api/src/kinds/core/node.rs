@@ -7,8 +7,22 @@ use crate::kinds::util::*;
 use crate::resource::{Column, SelectableField, Strategy};
 use serde_json::Value;
 
-/// SetDefaults_NodeStatus: allocatable is the capacity when it is not given.
+/// SetDefaults_NodeStatus: allocatable is the capacity when it is not given. `podCIDR` and the first of `podCIDRs` are one
+/// (conversion of v1 nodes).
 pub fn default(node: &mut Value) {
+    if let Some(spec) = at_mut(node, "spec") {
+        let one = text(spec, "podCIDR").to_string();
+        let first = items(spec, "podCIDRs")
+            .first()
+            .and_then(Value::as_str)
+            .unwrap_or("")
+            .to_string();
+        if one.is_empty() && !first.is_empty() {
+            put(spec, "podCIDR", first);
+        } else if !one.is_empty() && one != first {
+            put(spec, "podCIDRs", vec![Value::from(one)]);
+        }
+    }
     let Some(status) = at_mut(node, "status") else {
         return;
     };

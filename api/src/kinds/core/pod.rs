@@ -17,14 +17,6 @@ pub fn default(pod: &mut Value) {
     resources::default_pod_level(spec);
     unset(spec, "enableServiceLinks", true);
     pod_spec::host_ports(spec);
-    // Two names of one field; the deprecated one follows (conversion of v1 pods).
-    let account = text(spec, "serviceAccountName").to_string();
-    let deprecated = text(spec, "serviceAccount").to_string();
-    if !account.is_empty() {
-        put(spec, "serviceAccount", account);
-    } else if !deprecated.is_empty() {
-        put(spec, "serviceAccountName", deprecated);
-    }
 }
 
 fn prepare_create(_: &Context, pod: &mut Value) {
@@ -41,11 +33,44 @@ fn prepare_create(_: &Context, pod: &mut Value) {
 
 fn prepare_status_update(c: &Context, new: &mut Value, old: &Value) {
     only_status(c, new, old);
-    let qos = text(old, "status.qosClass").to_string();
-    if let Some(status) = at_mut(new, "status")
-        && !qos.is_empty()
-    {
-        zero(status, "qosClass", qos);
+    // Old kubelets corrupt them.
+    if let Some(m) = at_mut(new, "metadata") {
+        carry(m, at(old, "metadata"), "ownerReferences");
+    }
+    let Some(status) = at_mut(new, "status") else {
+        return;
+    };
+    for key in ["qosClass", "observedGeneration"] {
+        let kept = at(at(old, "status"), key).clone();
+        if !kept.is_null() {
+            zero(status, key, kept);
+        }
+    }
+    // A condition without observedGeneration keeps that of its type.
+    for condition in items_mut(status, "conditions") {
+        let kind = text(condition, "type");
+        let before = items(old, "status.conditions")
+            .iter()
+            .find(|c| text(c, "type") == kind);
+        if let Some(n) = before.and_then(|c| int(c, "observedGeneration")) {
+            zero(condition, "observedGeneration", n);
+        }
+    }
+    first_ip(status, "podIP", "podIPs");
+    first_ip(status, "hostIP", "hostIPs");
+}
+
+/// `podIP` is the first of `podIPs` (conversion of v1 pods): whichever is missing follows, and the single one wins.
+fn first_ip(status: &mut Value, one: &str, many: &str) {
+    let ip = text(status, one).to_string();
+    let first = items(status, many)
+        .first()
+        .map_or("", |i| text(i, "ip"))
+        .to_string();
+    if ip.is_empty() && !first.is_empty() {
+        put(status, one, first);
+    } else if !ip.is_empty() && ip != first {
+        put(status, many, json!([{"ip": ip}]));
     }
 }
 
@@ -63,6 +88,13 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
 
 fn warnings(pod: &Value) -> Vec<String> {
     let mut out = Vec::new();
+    let wrong = crate::names::is_dns1123_label(name(pod));
+    if !wrong.is_empty() {
+        out.push(format!(
+            "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: [{}]",
+            wrong.join(" ")
+        ));
+    }
     template_warnings(at(pod, "spec"), "spec", &mut out);
     out
 }
@@ -161,6 +193,25 @@ pub fn validate_resize(new: &Value, old: &Value) -> Vec<FieldError> {
     for list in ["containers", "initContainers"] {
         let path = format!("spec.{list}");
         for (i, (n, o)) in items(new, &path).iter().zip(items(old, &path)).enumerate() {
+            if list == "initContainers"
+                && text(o, "restartPolicy") != "Always"
+                && !equal(at(n, "resources"), at(o, "resources"))
+            {
+                errs.push(FieldError::forbidden(
+                    "spec",
+                    "resources for non-sidecar init containers are immutable",
+                ));
+                continue;
+            }
+            for kind in ["requests", "limits"] {
+                let given = at(at(n, "resources"), kind);
+                if entries(at(o, "resources"), kind).any(|(k, _)| given.get(k.as_str()).is_none()) {
+                    errs.push(FieldError::forbidden(
+                        format!("{path}[{i}].resources.{kind}"),
+                        format!("resource {kind} cannot be removed"),
+                    ));
+                }
+            }
             for kind in ["requests", "limits"] {
                 let (nr, or) = (at(n, "resources"), at(o, "resources"));
                 let changed = entries(nr, kind)

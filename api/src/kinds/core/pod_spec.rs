@@ -15,6 +15,14 @@ pub fn default(spec: &mut Value) {
     unset(spec, "securityContext", json!({}));
     unset(spec, "terminationGracePeriodSeconds", 30);
     zero(spec, "schedulerName", "default-scheduler");
+    // Two names of one field; the deprecated one follows (conversion of v1 pod specs).
+    let account = text(spec, "serviceAccountName").to_string();
+    let deprecated = text(spec, "serviceAccount").to_string();
+    if !account.is_empty() {
+        put(spec, "serviceAccount", account);
+    } else if !deprecated.is_empty() {
+        put(spec, "serviceAccountName", deprecated);
+    }
     for v in items_mut(spec, "volumes") {
         volume::default(v);
     }

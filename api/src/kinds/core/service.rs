@@ -228,6 +228,14 @@ pub fn validate(svc: &Value) -> Vec<FieldError> {
                     "may not be set for ExternalName services",
                 ));
             }
+            for key in ["ipFamilies", "ipFamilyPolicy"] {
+                if !is_empty(at(spec, key)) {
+                    errs.push(FieldError::forbidden(
+                        path.child(key),
+                        "may not be set for ExternalName services",
+                    ));
+                }
+            }
             let target = text(spec, "externalName");
             let bare = target.strip_suffix('.').unwrap_or(target);
             if bare.is_empty() {
@@ -238,7 +246,7 @@ pub fn validate(svc: &Value) -> Vec<FieldError> {
         }
         _ => {}
     }
-    validate_ports(ports, kind, &path.child("ports"), &mut errs);
+    validate_ports(ports, &path.child("ports"), &mut errs);
     check::labels(at(spec, "selector"), &path.child("selector"), &mut errs);
     if text(spec, "sessionAffinity").is_empty() {
         errs.push(FieldError::required(path.child("sessionAffinity"), ""));
@@ -283,12 +291,13 @@ pub fn validate(svc: &Value) -> Vec<FieldError> {
     }
     for (i, ip) in items(spec, "externalIPs").iter().enumerate() {
         let p = path.child("externalIPs");
-        check::ip(ip.as_str().unwrap_or(""), &p.index(i), &mut errs);
+        check::endpoint_ip(ip.as_str().unwrap_or(""), &p.index(i), &mut errs);
     }
     if kind.is_empty() {
         errs.push(FieldError::required(path.child("type"), ""));
     }
     one_of(spec, "type", TYPES, &path, &mut errs);
+    port_conflicts(ports, kind, &path.child("ports"), &mut errs);
     policies(spec, kind, &path, &mut errs);
     errs
 }
@@ -357,13 +366,13 @@ fn policies(spec: &Value, kind: &str, path: &Path<'_>, errs: &mut Errors) {
         }
         if !items(spec, "loadBalancerSourceRanges").is_empty() {
             errs.push(FieldError::forbidden(
-                path.child("loadBalancerSourceRanges"),
+                path.child("LoadBalancerSourceRanges"),
                 "may only be used when `type` is 'LoadBalancer'",
             ));
         }
     }
     for (i, c) in items(spec, "loadBalancerSourceRanges").iter().enumerate() {
-        let p = path.child("loadBalancerSourceRanges");
+        let p = path.child("LoadBalancerSourceRanges");
         check::cidr(c.as_str().unwrap_or("").trim(), &p.index(i), errs);
     }
     if let Some(port) = int(spec, "healthCheckNodePort").filter(|p| *p != 0)
@@ -377,7 +386,7 @@ fn policies(spec: &Value, kind: &str, path: &Path<'_>, errs: &mut Errors) {
     }
 }
 
-fn validate_ports(ports: &[Value], kind: &str, path: &Path<'_>, errs: &mut Errors) {
+fn validate_ports(ports: &[Value], path: &Path<'_>, errs: &mut Errors) {
     let mut names: Vec<&str> = Vec::new();
     for (i, port) in ports.iter().enumerate() {
         let p = path.index(i);
@@ -402,29 +411,37 @@ fn validate_ports(ports: &[Value], kind: &str, path: &Path<'_>, errs: &mut Error
         if has(port, "appProtocol") {
             check::qualified_name(text(port, "appProtocol"), &p.child("appProtocol"), errs);
         }
-        let node_port = int0(port, "nodePort");
-        if node_port != 0 && matches!(kind, "ClusterIP" | "ExternalName") {
-            errs.push(FieldError::forbidden(
-                p.child("nodePort"),
-                format!("may not be used when `type` is '{kind}'"),
-            ));
+    }
+}
+
+/// Node ports only where there are some, and no port twice.
+fn port_conflicts(ports: &[Value], kind: &str, path: &Path<'_>, errs: &mut Errors) {
+    if kind == "ClusterIP" {
+        for (i, port) in ports.iter().enumerate() {
+            if int0(port, "nodePort") != 0 {
+                let p = path.index(i);
+                errs.push(FieldError::forbidden(
+                    p.child("nodePort"),
+                    "may not be used when `type` is 'ClusterIP'",
+                ));
+            }
         }
     }
-    // The same port (and protocol) twice, and the same node port (and protocol) twice.
+    let same = |a: &Value, b: &Value, key: &str| {
+        int0(a, key) == int0(b, key) && text(a, "protocol") == text(b, "protocol")
+    };
     for (i, port) in ports.iter().enumerate() {
-        let p = path.index(i);
-        let key = |x: &Value| (int0(x, "port"), text(x, "protocol").to_string());
-        if ports[..i].iter().any(|o| key(o) == key(port)) {
-            errs.push(FieldError::duplicate(
-                p,
-                json!({"protocol": text(port, "protocol"), "port": int0(port, "port")}),
-            ));
+        let n = int0(port, "nodePort");
+        if n != 0 && ports[..i].iter().any(|o| same(o, port, "nodePort")) {
+            let p = path.index(i);
+            errs.push(FieldError::duplicate(p.child("nodePort"), n));
         }
-        let node_key = |x: &Value| (int0(x, "nodePort"), text(x, "protocol").to_string());
-        if int0(port, "nodePort") != 0 && ports[..i].iter().any(|o| node_key(o) == node_key(port)) {
+    }
+    for (i, port) in ports.iter().enumerate() {
+        if ports[..i].iter().any(|o| same(o, port, "port")) {
             errs.push(FieldError::duplicate(
-                p.child("nodePort"),
-                int0(port, "nodePort"),
+                path.index(i),
+                json!({"protocol": text(port, "protocol"), "port": int0(port, "port")}),
             ));
         }
     }

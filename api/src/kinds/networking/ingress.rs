@@ -47,10 +47,13 @@ fn validate(ing: &Value) -> Vec<FieldError> {
             let ip = pp.index(j);
             let (kind, route) = (at(one, "pathType"), text(one, "path"));
             match kind.as_str() {
-                None => errs.push(FieldError::required(
-                    ip.child("pathType"),
-                    "pathType must be specified",
-                )),
+                None => {
+                    errs.push(FieldError::required(
+                        ip.child("pathType"),
+                        "pathType must be specified",
+                    ));
+                    continue;
+                }
                 Some("Exact" | "Prefix") => {
                     if !route.starts_with('/') {
                         errs.push(FieldError::invalid(
@@ -111,15 +114,13 @@ fn validate(ing: &Value) -> Vec<FieldError> {
     let class = text(spec, "ingressClassName");
     if !class.is_empty() {
         check::dns_subdomain(class, &path.child("ingressClassName"), &mut errs);
-        if at(ing, "metadata.annotations")
-            .get("kubernetes.io/ingress.class")
-            .is_some()
-            && !has(ing, "metadata.generation")
-        {
+        // Upstream's create rule; an update lets what is there stay.
+        let old = check::annotation(ing, "kubernetes.io/ingress.class");
+        if let Some(old) = old.filter(|o| *o != class && int0(ing, "metadata.generation") <= 1) {
             errs.push(FieldError::invalid(
                 "annotations.kubernetes.io/ingress.class",
-                "",
-                "can not be set when the class field is also set",
+                old,
+                "must match `ingressClassName` when both are specified",
             ));
         }
     }
@@ -162,8 +163,11 @@ fn backend(b: &Value, p: &Path<'_>, errs: &mut Errors) {
             require(resource, "name", &rp, errs);
         }
         (true, true) => {
-            // What upstream says of a backend without a service: its name is missing.
-            errs.push(FieldError::required(p, "service name is required"));
+            errs.push(FieldError::invalid(
+                p,
+                "",
+                "resource or service backend is required",
+            ));
         }
         (false, true) => {
             let sp = p.child("service");
@@ -171,7 +175,7 @@ fn backend(b: &Value, p: &Path<'_>, errs: &mut Errors) {
             if name.is_empty() {
                 errs.push(FieldError::required(sp.child("name"), ""));
             } else {
-                check::dns1035_label(name, &sp.child("name"), errs);
+                check::dns_label(name, &sp.child("name"), errs);
             }
             let (port_name, number) = (text(service, "port.name"), int0(service, "port.number"));
             if !port_name.is_empty() && number != 0 {

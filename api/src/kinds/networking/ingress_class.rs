@@ -16,24 +16,28 @@ fn validate(c: &Value) -> Vec<FieldError> {
     let mut errs = Vec::new();
     let path = Path::new("spec");
     let controller = text(c, "spec.controller");
-    if controller.len() > 250 {
-        errs.push(FieldError::invalid(
-            path.child("controller"),
-            controller,
-            "must be no more than 250 characters",
-        ));
-    }
+    let cp = path.child("controller");
     if controller.is_empty() {
-        errs.push(FieldError::required(path.child("controller"), ""));
-    } else if controller
-        .split_once('/')
-        .is_none_or(|(domain, rest)| domain.is_empty() || rest.is_empty())
-    {
-        errs.push(FieldError::invalid(
-            path.child("controller"),
-            controller,
-            "must be a domain-prefixed path (such as \"acme.io/foo\")",
-        ));
+        errs.push(FieldError::required(cp, ""));
+    } else {
+        if controller.len() > 250 {
+            errs.push(FieldError {
+                kind: crate::field::ErrorType::TooLong,
+                field: cp.to_string(),
+                value: Value::Null,
+                detail: "may not be more than 250 bytes".into(),
+            });
+        }
+        if controller
+            .split_once('/')
+            .is_none_or(|(domain, rest)| domain.is_empty() || rest.is_empty())
+        {
+            errs.push(FieldError::invalid(
+                cp,
+                controller,
+                "must be a domain-prefixed path (such as \"acme.io/foo\")",
+            ));
+        }
     }
     let parameters = at(c, "spec.parameters");
     if !parameters.is_null() {

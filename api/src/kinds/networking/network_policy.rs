@@ -66,7 +66,7 @@ fn validate(np: &Value) -> Vec<FieldError> {
                 errs.push(FieldError::not_supported(
                     tp.index(i),
                     t,
-                    &["Egress", "Ingress"],
+                    &["Ingress", "Egress"],
                 ));
             }
         }
@@ -75,7 +75,7 @@ fn validate(np: &Value) -> Vec<FieldError> {
 }
 
 fn port_rule(port: &Value, p: &Path<'_>, errs: &mut Errors) {
-    one_of(port, "protocol", &["SCTP", "TCP", "UDP"], p, errs);
+    one_of(port, "protocol", &["TCP", "UDP", "SCTP"], p, errs);
     let number = at(port, "port");
     if !number.is_null() {
         check::port_int_or_name(number, &p.child("port"), errs);
@@ -116,27 +116,65 @@ fn peer_rule(peer: &Value, p: &Path<'_>, errs: &mut Errors) {
     }
     let block = at(peer, "ipBlock");
     if !block.is_null() {
-        let bp = p.child("ipBlock");
-        let cidr = text(block, "cidr");
-        if cidr.is_empty() {
-            errs.push(FieldError::required(bp.child("cidr"), ""));
-        } else {
-            check::cidr(cidr, &bp.child("cidr"), errs);
-        }
-        let ep = bp.child("except");
-        for (i, e) in items(block, "except").iter().enumerate() {
-            check::cidr(e.as_str().unwrap_or(""), &ep.index(i), errs);
-        }
-        if count > 0 {
+        ip_block(block, &p.child("ipBlock"), errs);
+    }
+    match (count, block.is_null()) {
+        (0, true) => errs.push(FieldError::required(p, "must specify a peer")),
+        (1.., false) => {
             errs.push(FieldError::forbidden(
                 p,
                 "may not specify both ipBlock and another peer",
             ));
         }
-        count += 1;
+        _ => {}
     }
-    if count == 0 {
-        errs.push(FieldError::required(p, "must specify a peer"));
+}
+
+fn ip_block(block: &Value, bp: &Path<'_>, errs: &mut Errors) {
+    let cidr = text(block, "cidr");
+    if cidr.is_empty() {
+        errs.push(FieldError::required(bp.child("cidr"), ""));
+        return;
+    }
+    check::cidr(cidr, &bp.child("cidr"), errs);
+    let Some((net, len)) = crate::names::parse_cidr(cidr) else {
+        return;
+    };
+    let ep = bp.child("except");
+    for (i, e) in items(block, "except").iter().enumerate() {
+        let e = e.as_str().unwrap_or("");
+        check::cidr(e, &ep.index(i), errs);
+        let Some((inner, inner_len)) = crate::names::parse_cidr(e) else {
+            continue;
+        };
+        if inner_len <= len || !within(net, len, inner) {
+            errs.push(FieldError::invalid(
+                ep.index(i),
+                e,
+                "must be a strict subset of `cidr`",
+            ));
+        }
+    }
+}
+
+/// Is the address in the block?
+fn within(net: std::net::IpAddr, len: u8, ip: std::net::IpAddr) -> bool {
+    use std::net::IpAddr::{V4, V6};
+    let len = u32::from(len);
+    match (net, ip) {
+        (V4(a), V4(b)) => {
+            (u32::from(a) ^ u32::from(b))
+                .checked_shr(32 - len)
+                .unwrap_or(0)
+                == 0
+        }
+        (V6(a), V6(b)) => {
+            (u128::from(a) ^ u128::from(b))
+                .checked_shr(128 - len)
+                .unwrap_or(0)
+                == 0
+        }
+        _ => false,
     }
 }
 
@@ -175,5 +213,18 @@ mod tests {
         assert_eq!(np["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
         assert_eq!(np["spec"]["egress"][0]["ports"][0]["protocol"], "TCP");
         assert!(validate(&np).is_empty());
+    }
+
+    #[test]
+    fn exceptions_lie_within_their_block() {
+        let np = |cidr: &str, except: &str| json!({"spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": cidr, "except": [except]}}]}]}});
+        assert!(validate(&np("10.0.0.0/8", "10.1.0.0/16")).is_empty());
+        assert!(validate(&np("0.0.0.0/0", "10.1.0.0/16")).is_empty());
+        for except in ["11.0.0.0/16", "10.0.0.0/8", "fd00::/64"] {
+            assert_eq!(
+                validate(&np("10.0.0.0/8", except))[0].body(),
+                format!("Invalid value: \"{except}\": must be a strict subset of `cidr`")
+            );
+        }
     }
 }
