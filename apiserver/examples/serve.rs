@@ -10,7 +10,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.https_listen_port = args.next().map_or(Ok(0), |p| p.parse())?;
     let cancel = tokio_util::sync::CancellationToken::new();
     let handle = skiff_apiserver::serve(config, cancel.clone()).await?;
-    println!("https://{}", handle.address());
+    let url = format!("https://{}", handle.address());
+    let kubeconfig = handle.app().config.data_dir.join("kubeconfig.yaml");
+    std::fs::write(&kubeconfig, handle.app().auth.pki.admin_kubeconfig(&url)?)?;
+    println!("{url}\nexport KUBECONFIG={}", kubeconfig.display());
     tokio::signal::ctrl_c().await?;
     cancel.cancel();
     handle.stopped().await;

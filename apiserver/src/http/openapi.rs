@@ -80,15 +80,27 @@ pub fn v3(app: &App, path: &str, headers: &HeaderMap) -> Answer {
     Ok(r)
 }
 
-/// `/openapi/v2`
+/// `/openapi/v2`, as JSON or as the gnostic protobuf that client-go asks for.
 ///
 /// # Errors
-/// 406 for protobuf alone.
+/// 406 for anything else.
 pub fn v2(app: &App, headers: &HeaderMap) -> Answer {
-    if !takes_json(headers) {
+    let protobuf = headers
+        .get(header::ACCEPT)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.split(',').any(|c| V2_PROTOBUF.contains(&c.trim())));
+    if !protobuf && !takes_json(headers) {
         return Err(super::negotiate::not_acceptable());
     }
     let rows = app.table.rows();
     let rows: Vec<_> = rows.iter().map(|r| &***r).collect();
-    Ok(with_etag(headers, Value::to_string(&skiff_api::openapi::v2(&rows)).into(), "application/json"))
+    let document = skiff_api::openapi::v2(&rows);
+    if protobuf {
+        return Ok(with_etag(headers, skiff_api::openapi::protobuf::encode(&document).into(), V2_PROTOBUF[0]));
+    }
+    Ok(with_etag(headers, document.to_string().into(), "application/json"))
 }
+
+/// Media types of the v2 document in protobuf; the second is the older name.
+const V2_PROTOBUF: [&str; 2] =
+    ["application/com.github.proto-openapi.spec.v2.v1.0+protobuf", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"];

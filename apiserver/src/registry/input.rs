@@ -11,7 +11,7 @@ use serde_json::Value;
 use skiff_api::decode::{self, Expect, Strictness};
 use skiff_api::field::FieldError;
 use skiff_api::status::Status;
-use skiff_api::{meta, names};
+use skiff_api::{meta, names, protobuf};
 
 /// Reads the request's body.
 ///
@@ -32,12 +32,15 @@ fn content_type(headers: &HeaderMap) -> &str {
     }
 }
 
-/// A body of any shape (DeleteOptions, Scale): JSON or YAML.
+/// A body of any shape (DeleteOptions, Scale, reviews): JSON, YAML or protobuf.
 ///
 /// # Errors
 /// 400, 415.
 pub fn any(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, Status> {
     let unreadable = |e: String| Status::bad_request(format!("the object provided is unrecognized: {e}"));
+    if negotiate::media_type(headers) == protobuf::MEDIA_TYPE {
+        return protobuf::decode(bytes);
+    }
     let value: Value = match negotiate::body_type(headers)? {
         negotiate::BodyType::Json => serde_json::from_slice(bytes).map_err(|e| unreadable(e.to_string()))?,
         negotiate::BodyType::Yaml => {
@@ -54,7 +57,12 @@ pub fn any(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, Status> {
 /// 400, 415.
 pub fn object(call: &Call, bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
     let expect = Expect::row(&call.row);
-    let (mut object, warnings) = decode::decode(bytes, content_type(&call.headers), &expect, strictness(call))?;
+    let (mut object, warnings) = if negotiate::media_type(&call.headers) == protobuf::MEDIA_TYPE {
+        // Go's encoder knows the fields: there are none to warn about.
+        decode::convert(protobuf::decode(bytes)?, &expect, Strictness::Ignore)?
+    } else {
+        decode::decode(bytes, content_type(&call.headers), &expect, strictness(call))?
+    };
     rules::metadata(&mut object)?;
     (call.row.strategy.default)(&mut object);
     Ok((object, warnings))

@@ -30,19 +30,18 @@ pub fn server() -> &'static Handle {
     static SERVER: OnceLock<Handle> = OnceLock::new();
     SERVER.get_or_init(|| {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        std::thread::spawn(|| {
-            runtime().block_on(async {
-                // The directory stays for the process's life and goes with the machine's temporary files.
-                let dir = tempfile::tempdir().expect("a directory").keep();
-                let mut config = Config::new(dir);
-                config.bind_address = [127, 0, 0, 1].into();
-                config.https_listen_port = 0;
-                serve(config, CancellationToken::new()).await.expect("the server starts")
-            })
-        })
-        .join()
-        .expect("the server starts")
+        std::thread::spawn(|| runtime().block_on(another_server())).join().expect("the server starts")
     })
+}
+
+/// A server of one's own, for tests that would disturb others.
+pub async fn another_server() -> Handle {
+    // The directory stays for the process's life and goes with the machine's temporary files.
+    let dir = tempfile::tempdir().expect("a directory").keep();
+    let mut config = Config::new(dir);
+    config.bind_address = [127, 0, 0, 1].into();
+    config.https_listen_port = 0;
+    serve(config, CancellationToken::new()).await.expect("the server starts")
 }
 
 /// An answer.
@@ -72,18 +71,33 @@ impl Answer {
 
 /// Sends a request as a member of system:masters. Headers are `name: value`.
 pub async fn send(method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<String>) -> http::Response<axum::body::Body> {
+    send_to(server(), method, path, headers, body).await
+}
+
+/// The same, to one server.
+pub async fn send_to(
+    server: &Handle,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<String>,
+) -> http::Response<axum::body::Body> {
     let mut request = http::Request::builder().method(method).uri(path);
     for (k, v) in headers {
         request = request.header(*k, *v);
     }
     let request = request.body(axum::body::Body::from(body.into())).expect("a request");
-    let service = server().service(UserInfo::new("tester", &["system:masters"]));
+    let service = server.service(UserInfo::new("tester", &["system:masters"]));
     service.oneshot(request).await.expect("infallible")
 }
 
 /// The same, with the whole answer read.
 pub async fn ask(method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<String>) -> Answer {
-    let response = send(method, path, headers, body).await;
+    read(send(method, path, headers, body).await).await
+}
+
+/// Reads an answer.
+pub async fn read(response: http::Response<axum::body::Body>) -> Answer {
     let (parts, body) = response.into_parts();
     let bytes = body.collect().await.expect("a body").to_bytes();
     let text = String::from_utf8_lossy(&bytes).into_owned();

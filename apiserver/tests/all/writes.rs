@@ -53,7 +53,8 @@ fn bad_requests_get_upstreams_status() {
             ("no name", "POST", cms.clone(), "application/json", json!({"data": {}}).to_string(), 422, "Invalid", "name or generateName is required"),
             ("other namespace", "POST", cms.clone(), "application/json", json!({"metadata": {"name": "x", "namespace": "default"}}).to_string(), 400, "BadRequest", "the namespace of the provided object does not match the namespace sent on the request"),
             ("too large", "POST", cms.clone(), "application/json", big, 413, "RequestEntityTooLarge", ""),
-            ("protobuf", "POST", cms.clone(), "application/vnd.kubernetes.protobuf", "k8s\0".into(), 415, "UnsupportedMediaType", ""),
+            ("protobuf", "POST", cms.clone(), "application/vnd.kubernetes.protobuf", "k9s".into(), 400, "BadRequest", "protobuf"),
+            ("unknown form", "POST", cms.clone(), "text/plain", "x".into(), 415, "UnsupportedMediaType", ""),
             ("version on create", "POST", cms.clone(), "application/json", json!({"metadata": {"name": "x", "resourceVersion": "5"}}).to_string(), 400, "BadRequest", "resourceVersion should not be set on objects to be created"),
             ("missing namespace", "POST", "/api/v1/namespaces/nowhere/configmaps".into(), "application/json", config_map("x").to_string(), 404, "NotFound", "namespaces \"nowhere\" not found"),
             ("PUT other name", "PUT", format!("{cms}/there"), "application/json", config_map("here").to_string(), 400, "BadRequest", "the name of the object (here) does not match the name on the URL (there)"),
@@ -272,10 +273,20 @@ fn yaml_goes_in_and_comes_out() {
             "POST",
             &format!("{ns}/configmaps"),
             &[("content-type", "application/yaml"), ("accept", "application/yaml")],
-            "metadata:\n  name: y\ndata:\n  k: \"1\"\n",
+            "metadata:\n  name: why\ndata:\n  k: \"1\"\n",
         )
         .await;
         assert_eq!(a.code, 201, "{}", a.text);
         assert!(a.text.contains("kind: ConfigMap\n"), "{}", a.text);
+    });
+}
+
+#[test]
+fn what_kubectl_sends_in_protobuf_is_understood() {
+    run(async {
+        // `kubectl create namespace`, 1.32 and newer.
+        let body = "k8s\0\n\x0f\n\x02v1\x12\tNamespace\x12\x1c\n\x14\n\x04demo\x12\0\x1a\0\"\0*\x002\08\0B\0\x12\0\x1a\x02\n\0\x1a\0\"\0";
+        let a = ask("POST", "/api/v1/namespaces?fieldValidation=Strict", &[("content-type", "application/vnd.kubernetes.protobuf"), ("accept", "application/vnd.kubernetes.protobuf,application/json")], body).await;
+        assert_eq!((a.code, &a.body["metadata"]["name"]), (201, &json!("demo")), "{}", a.text);
     });
 }
