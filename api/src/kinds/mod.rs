@@ -158,6 +158,9 @@ impl Resource {
 }
 
 #[cfg(test)]
+mod samples;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::resource::Cell;

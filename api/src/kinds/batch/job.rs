@@ -15,7 +15,6 @@ const NAME_LABEL_OLD: &str = "job-name";
 
 /// SetDefaults_Job.
 pub fn default(job: &mut Value) {
-    let template_labels = at(job, "spec.template.metadata.labels").clone();
     if let Some(spec) = object(job, "spec") {
         if !has(spec, "completions") && !has(spec, "parallelism") {
             unset(spec, "completions", 1);
@@ -43,11 +42,17 @@ pub fn default(job: &mut Value) {
         }
         workload::default_template(spec);
     }
-    if !is_empty(&template_labels)
+    labels_from_template(job);
+}
+
+/// A job without labels has those of its template.
+fn labels_from_template(job: &mut Value) {
+    let template = at(job, "spec.template.metadata.labels").clone();
+    if !is_empty(&template)
         && is_empty(at(job, "metadata.labels"))
         && let Some(m) = at_mut(job, "metadata")
     {
-        put(m, "labels", template_labels);
+        put(m, "labels", template);
     }
 }
 
@@ -79,6 +84,8 @@ fn prepare_create(c: &Context, job: &mut Value) {
     if let Some(labels) = object(spec, "selector").and_then(|s| object(s, "matchLabels")) {
         unset(labels, UID_LABEL, uid.as_str());
     }
+    // Upstream defaults again when the object is read back: that is where such jobs get their labels from.
+    labels_from_template(job);
 }
 
 /// ValidateJobSpec without the selector (cron jobs have none yet).
