@@ -64,6 +64,17 @@ impl ImageError {
         }
     }
 
+    /// Add to the text of a failed pull; other errors stay as they are.
+    pub fn with_note(mut self, note: &str) -> Self {
+        if let ImageError::RegistryNotFound { message, .. }
+        | ImageError::Unauthorized { message, .. }
+        | ImageError::RegistryUnavailable { message, .. } = &mut self
+        {
+            message.push_str(note);
+        }
+        self
+    }
+
     /// The gRPC code for the CRI: the kubelet prints code and text in the pod's event.
     pub fn code(&self) -> tonic::Code {
         match self {

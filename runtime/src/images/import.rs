@@ -140,8 +140,19 @@ impl Archive {
                 .entries_with_seek()
                 .map_err(|e| archive_error(shown, format!("not a tar: {e}")))?;
             for e in entries {
-                let e = e.map_err(|e| {
-                    archive_error(shown, format!("damaged after entry {last}: {e}"))
+                let e = e.map_err(|e| match files.is_empty() && links.is_empty() {
+                    // The library quotes the header it could not read, which is then anything.
+                    true => archive_error(
+                        shown,
+                        "it is not a tar: not a docker-archive or OCI layout tar",
+                    ),
+                    false => archive_error(
+                        shown,
+                        format!(
+                            "damaged after entry {last}: {}",
+                            super::unpack::one_line(&e)
+                        ),
+                    ),
                 })?;
                 let name = normal(&String::from_utf8_lossy(&e.path_bytes()));
                 match e.header().entry_type() {

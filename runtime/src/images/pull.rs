@@ -190,10 +190,14 @@ impl PullerInner {
                 }
             }
         }
-        // The last one is the registry itself, so its word counts.
-        Err(failures.pop().unwrap_or_else(|| {
-            ImageError::Invalid(format!("image {image}: no endpoint to pull from"))
-        }))
+        // The last one is the registry itself, so its word counts; what the mirrors said helps to mend them.
+        let last = failures.pop();
+        let others: Vec<String> = failures.iter().map(ToString::to_string).collect();
+        match last {
+            Some(e) if others.is_empty() => Err(e),
+            Some(e) => Err(e.with_note(&format!("; and before that: {}", others.join("; ")))),
+            None => Err(ImageError::Invalid(format!("image {image}: no endpoint to pull from"))),
+        }
     }
 }
 

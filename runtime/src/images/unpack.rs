@@ -132,7 +132,10 @@ impl Unpacker {
     }
 
     fn read_error(&self, path: &str, e: &io::Error) -> ImageError {
-        self.error(path.as_bytes(), format!("the tar is damaged: {e}"))
+        self.error(
+            path.as_bytes(),
+            format!("the tar is damaged: {}", one_line(e)),
+        )
     }
 
     /// Errors of the machine (disk full) keep their kind; the text still names layer and path.
@@ -805,6 +808,15 @@ impl Unpacker {
         }
         Ok(())
     }
+}
+
+/// The library's texts may quote damaged bytes.
+pub(super) fn one_line(e: &io::Error) -> String {
+    e.to_string()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(200)
+        .collect()
 }
 
 /// Go's tar reader takes an empty number for 0, and so do the images made with it.
