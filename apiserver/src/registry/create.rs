@@ -10,6 +10,11 @@ use skiff_api::status::Status;
 /// Attempts at a free generated name (upstream's maxNameGenerationCreateAttempts).
 const ATTEMPTS: usize = 8;
 
+/// Five random characters, as generated names end with.
+pub fn suffix() -> String {
+    skiff_api::meta::generate_name("", rand::random())
+}
+
 /// POST.
 ///
 /// # Errors
