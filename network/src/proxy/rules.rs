@@ -100,6 +100,9 @@ pub type Slot = (Scope, Front);
 /// What rules of a slot say, by Service. More than one only when Services claim the same external address.
 type Claims = Vec<(Arc<ObjectKey>, Action, Arc<[Cidr]>)>;
 
+/// The rule of a slot that holds.
+type Effective = (Action, Arc<[Cidr]>);
+
 /// All rules. The first Service by namespace and name wins a front that several claim.
 #[derive(Debug, Default)]
 pub struct Rules {
@@ -248,7 +251,7 @@ impl Rules {
 
     /// The rules of the Services given change to these (empty: the Service is gone). Says what the kernel needs.
     pub fn update(&mut self, changes: impl IntoIterator<Item = (ObjectKey, Vec<Rule>)>) -> Diff {
-        let mut before: BTreeMap<Slot, Option<(Action, Arc<[Cidr]>)>> = BTreeMap::new();
+        let mut before: BTreeMap<Slot, Option<Effective>> = BTreeMap::new();
         for (service, rules) in changes {
             let service = Arc::new(service);
             let old = self.services.remove(&service).unwrap_or_default();
@@ -311,7 +314,7 @@ impl Rules {
         diff
     }
 
-    fn effective(&self, slot: &Slot) -> Option<(Action, Arc<[Cidr]>)> {
+    fn effective(&self, slot: &Slot) -> Option<Effective> {
         let (_, action, sources) = self.slots.get(slot)?.first()?;
         Some((action.clone(), sources.clone()))
     }
@@ -320,10 +323,10 @@ impl Rules {
         &mut self,
         diff: &mut Diff,
         slot: &Slot,
-        old: Option<(Action, Arc<[Cidr]>)>,
-        new: Option<(Action, Arc<[Cidr]>)>,
+        old: Option<Effective>,
+        new: Option<Effective>,
     ) {
-        let expanded = |rule: &Option<(Action, Arc<[Cidr]>)>| match rule {
+        let expanded = |rule: &Option<Effective>| match rule {
             Some((action, sources)) => expand(slot, action, sources),
             None => Expanded::default(),
         };

@@ -2,6 +2,7 @@
 //! are skipped.
 
 mod bench;
+mod dns;
 mod lab;
 mod pod;
 mod proxy;
