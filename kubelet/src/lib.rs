@@ -1,1 +1,146 @@
-//! kubelet
+//! The node agent: runs the pods that the API binds to this node, through any CRI v1 runtime. Owns the pods' state
+//! machine, volumes, probes, status, logs, the Node object and the node's HTTPS server. Must not know how containers
+//! are made (that is the runtime, behind its socket) or how pods reach each other (network).
+
+pub mod cgroups;
+pub mod config;
+pub mod cri;
+pub mod eviction;
+pub mod gc;
+pub mod images;
+pub mod kubelet;
+pub mod kuberuntime;
+pub mod labels;
+pub mod lifecycle;
+pub mod logs;
+pub mod node;
+pub mod objects;
+pub mod pod;
+pub mod prober;
+pub mod quantity;
+pub mod server;
+pub mod volumes;
+
+pub use config::Config;
+pub use kubelet::Kubelet;
+
+use crate::cri::Cri;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use skiff_client::{Informers, Recorder, Scope};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Why the kubelet could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A directory that it needs.
+    #[error("kubelet: {path}: {source}")]
+    Directory {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The HTTPS server.
+    #[error("kubelet: {0}")]
+    Server(String),
+}
+
+/// Runs a kubelet until `stop`; containers go on after that. Registers the node at once and reports it ready when the
+/// runtime says so.
+///
+/// # Errors
+/// A directory that cannot be made, certificates that cannot be used, a port that is taken. Everything later is
+/// tried again and shown in the node's or the pods' status.
+pub async fn run(
+    informers: Informers,
+    config: Config,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    for dir in [&config.root_dir, &config.pod_logs_dir] {
+        std::fs::create_dir_all(dir).map_err(|source| Error::Directory {
+            path: dir.display().to_string(),
+            source,
+        })?;
+    }
+    let listener = server::bind(&config).await.map_err(Error::Server)?;
+    let client = informers.client().clone();
+    let pods = if config.shared_caches {
+        informers.cache::<Pod>()
+    } else {
+        informers.scoped::<Pod>(Scope {
+            fields: Some(format!("spec.nodeName={}", config.node_name)),
+            ..Scope::default()
+        })
+    };
+    let cri = Cri::new(&config.cri_socket);
+    let Some(version) = runtime_version(&cri, &stop).await else {
+        return Ok(());
+    };
+    let kubelet = Arc::new(Kubelet {
+        images: images::Images::new(cri.clone()),
+        objects: objects::Objects::new(client.clone(), stop.clone()),
+        volumes: volumes::Volumes::default(),
+        tokens: volumes::tokens::Tokens::default(),
+        recorder: Recorder::new(client.clone(), "kubelet", &config.node_name),
+        services: informers.cache::<Service>(),
+        capacity: node::capacity::read(&config.root_dir, config.max_pods),
+        runtime_name: version.runtime_name,
+        runtime_version: version.runtime_version,
+        workers: parking_lot::Mutex::default(),
+        pods: pods.clone(),
+        client,
+        informers,
+        cri,
+        config,
+        stop: stop.clone(),
+    });
+    let _ = kubelet.nodes();
+
+    let (poke, poked) = watch::channel(0u64);
+    let (press, pressure) = watch::channel(node::status::Pressure::default());
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(server::run(kubelet.clone(), listener));
+    tasks.spawn(node::status::run(kubelet.clone(), poked, pressure));
+    tasks.spawn(node::lease::run(kubelet.clone()));
+    tasks.spawn(pod::pleg::run(kubelet.clone(), move || {
+        poke.send_modify(|n| *n += 1)
+    }));
+    tasks.spawn(logs::rotate::run(kubelet.clone()));
+    tasks.spawn(eviction::run(kubelet.clone(), press));
+    tasks.spawn(gc::run(kubelet.clone()));
+    tasks.spawn(pod::manager::run(kubelet.clone(), pods.subscribe()));
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(e) = ended
+            && e.is_panic()
+        {
+            tracing::error!(error = %e, "a part of the kubelet failed");
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the runtime's first answer; None when the kubelet is stopped before.
+async fn runtime_version(
+    cri: &Cri,
+    stop: &CancellationToken,
+) -> Option<k8s_cri::v1::VersionResponse> {
+    let mut said = false;
+    let mut wait = Duration::from_millis(10);
+    loop {
+        match cri.version().await {
+            Ok(v) => return Some(v),
+            Err(e) if !said && wait > Duration::from_secs(1) => {
+                tracing::warn!(error = %e, "waiting for the container runtime");
+                said = true;
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(Duration::from_secs(2)),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! May this pod run on this node? (upstream pkg/kubelet/lifecycle predicate and GeneralPredicates). Pure.
+
+use crate::kuberuntime::resources::pod_requests;
+use crate::pod::spec;
+use crate::quantity;
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Reason and message of a refusal; None when the pod may run.
+pub fn admit(
+    pod: &Pod,
+    node: Option<&Node>,
+    allocatable: &BTreeMap<String, Quantity>,
+    max_pods: i64,
+    others: &[Arc<Pod>],
+) -> Option<(String, String)> {
+    let s = spec::spec(pod);
+    if let Some(os) = s.os.as_ref().filter(|o| o.name != "linux") {
+        return Some((
+            "PodOSNotSupported".into(),
+            format!(
+                "Failed to admit pod as the OS field {} doesn't match the node's OS linux",
+                os.name
+            ),
+        ));
+    }
+    if others.len() as i64 + 1 > max_pods {
+        return Some(out_of("pods", 1, others.len() as i64, max_pods));
+    }
+    let (cpu, memory) = pod_requests(pod);
+    let (mut used_cpu, mut used_memory) = (0, 0);
+    for o in others {
+        let (c, m) = pod_requests(o);
+        used_cpu += c;
+        used_memory += m;
+    }
+    let have_cpu = quantity::milli_of(Some(allocatable), "cpu");
+    if cpu > 0 && used_cpu + cpu > have_cpu {
+        return Some(out_of("cpu", cpu, used_cpu, have_cpu));
+    }
+    let have_memory = quantity::value_of(Some(allocatable), "memory");
+    if memory > 0 && used_memory + memory > have_memory {
+        return Some(out_of("memory", memory, used_memory, have_memory));
+    }
+    let mine = ports(pod);
+    if others
+        .iter()
+        .any(|o| ports(o).iter().any(|b| mine.iter().any(|a| conflict(a, b))))
+    {
+        return Some((
+            "NodePorts".into(),
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".into(),
+        ));
+    }
+    let node = node?;
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let selected = s
+        .node_selector
+        .iter()
+        .flatten()
+        .all(|(k, v)| labels.get(k) == Some(v));
+    let terms = s
+        .affinity
+        .as_ref()
+        .and_then(|a| a.node_affinity.as_ref())
+        .and_then(|n| {
+            n.required_during_scheduling_ignored_during_execution
+                .as_ref()
+        })
+        .map(|r| &r.node_selector_terms);
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    if !selected || terms.is_some_and(|t| !t.iter().any(|t| term(t, &labels, name))) {
+        return Some((
+            "NodeAffinity".into(),
+            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+                .into(),
+        ));
+    }
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
+    let tolerations = s.tolerations.as_deref().unwrap_or_default();
+    if let Some(t) = taints
+        .into_iter()
+        .flatten()
+        .find(|t| t.effect == "NoExecute" && !tolerations.iter().any(|o| tolerates(o, t)))
+    {
+        return Some((
+            "TaintToleration".into(),
+            format!(
+                "Predicate TaintToleration failed: node(s) had untolerated taint {{{}: {}}}",
+                t.key,
+                t.value.as_deref().unwrap_or_default()
+            ),
+        ));
+    }
+    None
+}
+
+fn out_of(what: &str, requested: i64, used: i64, capacity: i64) -> (String, String) {
+    (
+        format!("OutOf{what}"),
+        format!(
+            "Node didn't have enough resource: {what}, requested: {requested}, used: {used}, capacity: {capacity}"
+        ),
+    )
+}
+
+fn ports(pod: &Pod) -> Vec<(String, i32, String)> {
+    spec::containers(pod)
+        .iter()
+        .chain(
+            spec::init_containers(pod)
+                .iter()
+                .filter(|c| spec::is_sidecar(c)),
+        )
+        .flat_map(|c| c.ports.iter().flatten())
+        .filter_map(|p| {
+            let host = p.host_port.filter(|h| *h > 0)?;
+            let ip = p
+                .host_ip
+                .clone()
+                .filter(|i| !i.is_empty())
+                .unwrap_or_else(|| "0.0.0.0".into());
+            Some((ip, host, p.protocol.clone().unwrap_or_else(|| "TCP".into())))
+        })
+        .collect()
+}
+
+fn conflict(a: &(String, i32, String), b: &(String, i32, String)) -> bool {
+    a.1 == b.1 && a.2 == b.2 && (a.0 == b.0 || a.0 == "0.0.0.0" || b.0 == "0.0.0.0")
+}
+
+fn term(t: &NodeSelectorTerm, labels: &BTreeMap<String, String>, name: &str) -> bool {
+    let expressions = t.match_expressions.as_deref().unwrap_or_default();
+    let fields = t.match_fields.as_deref().unwrap_or_default();
+    if expressions.is_empty() && fields.is_empty() {
+        return false;
+    }
+    expressions
+        .iter()
+        .all(|r| requirement(r, labels.get(&r.key).map(String::as_str)))
+        && fields
+            .iter()
+            .all(|r| requirement(r, (r.key == "metadata.name").then_some(name)))
+}
+
+fn requirement(r: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+    let values = r.values.as_deref().unwrap_or_default();
+    let number = |s: &str| s.parse::<i64>().ok();
+    match r.operator.as_str() {
+        "In" => value.is_some_and(|v| values.iter().any(|w| w == v)),
+        "NotIn" => value.is_none_or(|v| !values.iter().any(|w| w == v)),
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        op @ ("Gt" | "Lt") => match (
+            value.and_then(number),
+            values.first().and_then(|v| number(v)),
+        ) {
+            (Some(a), Some(b)) => {
+                if op == "Gt" {
+                    a > b
+                } else {
+                    a < b
+                }
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// Does the toleration cover the taint?
+pub fn tolerates(o: &Toleration, t: &Taint) -> bool {
+    if o.effect
+        .as_deref()
+        .is_some_and(|e| !e.is_empty() && e != t.effect)
+    {
+        return false;
+    }
+    let key = o.key.as_deref().unwrap_or_default();
+    if !key.is_empty() && key != t.key {
+        return false;
+    }
+    match o.operator.as_deref().unwrap_or("Equal") {
+        "Exists" => true,
+        "" | "Equal" => {
+            !key.is_empty()
+                && o.value.as_deref().unwrap_or_default() == t.value.as_deref().unwrap_or_default()
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(spec: serde_json::Value) -> String {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": spec})).unwrap();
+        let other: Pod = serde_json::from_value(serde_json::json!({"spec": {"containers": [{"name": "o",
+            "ports": [{"containerPort": 80, "hostPort": 8080}], "resources": {"requests": {"cpu": "1"}}}]}}))
+        .unwrap();
+        let node: Node = serde_json::from_value(
+            serde_json::json!({"metadata": {"name": "n", "labels": {"zone": "a"}},
+            "spec": {"taints": [{"key": "gone", "effect": "NoExecute"}]}}),
+        )
+        .unwrap();
+        let have = BTreeMap::from([
+            ("cpu".to_string(), Quantity("2".into())),
+            ("memory".into(), Quantity("1Gi".into())),
+        ]);
+        admit(&pod, Some(&node), &have, 2, &[Arc::new(other)])
+            .map_or_else(|| "fine".into(), |r| r.0)
+    }
+
+    #[test]
+    fn pods_that_do_not_fit_the_node_are_refused_with_upstreams_reasons() {
+        let tolerations = serde_json::json!([{"operator": "Exists"}]);
+        for (containers, extra, want) in [
+            (
+                serde_json::json!([{"name": "c"}]),
+                serde_json::json!({}),
+                "fine",
+            ),
+            (
+                serde_json::json!([{"name": "c", "resources": {"requests": {"cpu": "1500m"}}}]),
+                serde_json::json!({}),
+                "OutOfcpu",
+            ),
+            (
+                serde_json::json!([{"name": "c", "resources": {"requests": {"memory": "2Gi"}}}]),
+                serde_json::json!({}),
+                "OutOfmemory",
+            ),
+            (
+                serde_json::json!([{"name": "c", "ports": [{"containerPort": 1, "hostPort": 8080}]}]),
+                serde_json::json!({}),
+                "NodePorts",
+            ),
+            (
+                serde_json::json!([{"name": "c"}]),
+                serde_json::json!({"nodeSelector": {"zone": "b"}}),
+                "NodeAffinity",
+            ),
+            (
+                serde_json::json!([{"name": "c"}]),
+                serde_json::json!({"nodeSelector": {"zone": "a"}}),
+                "fine",
+            ),
+            (
+                serde_json::json!([{"name": "c"}]),
+                serde_json::json!({"os": {"name": "windows"}}),
+                "PodOSNotSupported",
+            ),
+            (
+                serde_json::json!([{"name": "c"}]),
+                serde_json::json!({"tolerations": []}),
+                "TaintToleration",
+            ),
+        ] {
+            let mut spec =
+                serde_json::json!({"containers": containers, "tolerations": tolerations});
+            for (k, v) in extra.as_object().unwrap() {
+                spec[k] = v.clone();
+            }
+            assert_eq!(check(spec.clone()), want, "{spec}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Which pods have workers: those that the API binds to this node. Owns admission of new ones, adoption after a
+//! restart, and the end of what no pod claims (upstream kubelet.go syncLoop, HandlePodCleanups).
+
+use super::spec;
+use super::state::Event as PodEvent;
+use super::worker::{Msg, Worker};
+use crate::kubelet::Kubelet;
+use crate::node::admission;
+use crate::volumes::tear_down;
+use crate::{cgroups, labels};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use skiff_client::Event;
+use skiff_client::recorder::EventType;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Follows the API until the kubelet stops.
+pub async fn run(k: Arc<Kubelet>, mut events: mpsc::UnboundedReceiver<Event<Pod>>) {
+    // Pods that have a sandbox were admitted before this process began.
+    let mut had = loop {
+        match k.cri.list_pod_sandbox(HashMap::new()).await {
+            Ok(all) => {
+                break all
+                    .into_iter()
+                    .filter_map(|s| s.labels.get(labels::POD_UID).cloned())
+                    .collect::<HashSet<_>>();
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "the runtime does not answer; trying again");
+                tokio::select! {
+                    () = k.stop.cancelled() => return,
+                    () = tokio::time::sleep(std::time::Duration::from_millis(500)) => {}
+                }
+            }
+        }
+    };
+    loop {
+        let event = tokio::select! {
+            () = k.stop.cancelled() => return,
+            event = events.recv() => event,
+        };
+        match event {
+            None => return,
+            Some(Event::Applied { new, old }) => {
+                if let Some(old) = old.filter(|o| o.metadata.uid != new.metadata.uid) {
+                    // Deleted and made again under the same name while the watch was down.
+                    gone(&k, &old);
+                }
+                if spec::spec(&new).node_name.as_deref() == Some(k.config.node_name.as_str()) {
+                    applied(&k, new, &had);
+                }
+            }
+            Some(Event::Deleted(pod)) => gone(&k, &pod),
+            Some(Event::Synced) => {
+                clean_orphans(&k, &had);
+                had.clear();
+            }
+        }
+    }
+}
+
+fn gone(k: &Arc<Kubelet>, pod: &Pod) {
+    let handle = k.workers.lock().get(spec::uid(pod)).cloned();
+    if let Some(h) = handle {
+        h.send(Msg::Event(PodEvent::Gone));
+    }
+}
+
+fn applied(k: &Arc<Kubelet>, pod: Arc<Pod>, had: &HashSet<String>) {
+    let uid = spec::uid(&pod).to_string();
+    let known = k.workers.lock().get(&uid).cloned();
+    if let Some(h) = known {
+        h.send(Msg::Event(PodEvent::Pod(pod)));
+        return;
+    }
+    let refused = if had.contains(&uid)
+        || spec::is_terminal(&pod)
+        || pod.metadata.deletion_timestamp.is_some()
+    {
+        None
+    } else {
+        admit(k, &pod)
+    };
+    let (worker, handle) = Worker::new(k.clone(), pod.clone());
+    if let Some((reason, message)) = refused {
+        k.note(&pod, EventType::Warning, &reason, &message);
+        handle.send(Msg::Event(PodEvent::Evict {
+            reason,
+            message: format!("Pod was rejected: {message}"),
+            grace: None,
+        }));
+    }
+    k.workers.lock().insert(uid, handle);
+    tokio::spawn(worker.run());
+}
+
+fn admit(k: &Arc<Kubelet>, pod: &Pod) -> Option<(String, String)> {
+    let others: Vec<Arc<Pod>> = k
+        .workers
+        .lock()
+        .values()
+        .filter_map(|h| {
+            let p = h.published.lock();
+            (!p.ended && !spec::is_terminal(&p.pod)).then(|| p.pod.clone())
+        })
+        .collect();
+    let node: Option<Arc<Node>> = k.nodes().get("", &k.config.node_name);
+    admission::admit(
+        pod,
+        node.as_deref(),
+        &k.capacity.allocatable,
+        k.config.max_pods,
+        &others,
+    )
+}
+
+/// Ends sandboxes and removes directories of pods that the API does not know (any more).
+fn clean_orphans(k: &Arc<Kubelet>, had: &HashSet<String>) {
+    let known: HashSet<String> = k.workers.lock().keys().cloned().collect();
+    for uid in had.iter().filter(|u| !known.contains(*u)) {
+        let (k, uid) = (k.clone(), uid.clone());
+        tokio::spawn(async move {
+            match end_orphan(&k, &uid).await {
+                Ok(()) => tracing::info!(uid, "ended a pod that the API does not know"),
+                Err(e) => {
+                    tracing::warn!(uid, error = %e, "a pod that the API does not know could not be ended")
+                }
+            }
+        });
+    }
+    let k = k.clone();
+    let had = had.clone();
+    tokio::task::spawn_blocking(move || remove_orphaned_dirs(&k, &known, &had));
+}
+
+async fn end_orphan(k: &Arc<Kubelet>, uid: &str) -> Result<(), String> {
+    let filter = HashMap::from([(labels::POD_UID.to_string(), uid.to_string())]);
+    let containers = k
+        .cri
+        .list_containers(filter.clone())
+        .await
+        .map_err(|e| e.to_string())?;
+    let stops = containers
+        .into_iter()
+        .filter(|c| c.state == k8s_cri::v1::ContainerState::ContainerRunning as i32)
+        .map(|c| {
+            let grace = c
+                .annotations
+                .get(labels::POD_TERMINATION_GRACE)
+                .and_then(|g| g.parse().ok())
+                .unwrap_or(30);
+            async move { k.cri.stop_container(&c.id, grace).await }
+        });
+    for r in futures::future::join_all(stops).await {
+        r.map_err(|e| e.to_string())?;
+    }
+    for s in k
+        .cri
+        .list_pod_sandbox(filter)
+        .await
+        .map_err(|e| e.to_string())?
+    {
+        k.cri
+            .stop_pod_sandbox(&s.id)
+            .await
+            .map_err(|e| e.to_string())?;
+        k.cri
+            .remove_pod_sandbox(&s.id)
+            .await
+            .map_err(|e| e.to_string())?;
+    }
+    let (dir, root, uid) = (
+        k.config.pod_dir(uid),
+        k.config.cgroup_root.clone(),
+        uid.to_string(),
+    );
+    let logs = k.config.pod_logs_dir.clone();
+    tokio::task::spawn_blocking(move || {
+        tear_down::remove_pod_dir(&dir)?;
+        cgroups::remove_pod(&root, &uid).map_err(|e| e.to_string())?;
+        remove_logs(&logs, |u| u == uid);
+        Ok(())
+    })
+    .await
+    .map_err(|e| e.to_string())?
+}
+
+fn remove_orphaned_dirs(k: &Kubelet, known: &HashSet<String>, had: &HashSet<String>) {
+    let unclaimed = |uid: &str| {
+        !known.contains(uid) && !had.contains(uid) && !k.workers.lock().contains_key(uid)
+    };
+    for entry in std::fs::read_dir(k.config.root_dir.join("pods"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let uid = entry.file_name().to_string_lossy().into_owned();
+        if unclaimed(&uid) {
+            if let Err(e) = tear_down::remove_pod_dir(&entry.path()) {
+                tracing::warn!(uid, error = %e, "directory of a pod that is gone could not be removed");
+            }
+            let _ = cgroups::remove_pod(&k.config.cgroup_root, &uid);
+        }
+    }
+    remove_logs(&k.config.pod_logs_dir, unclaimed);
+}
+
+fn remove_logs(dir: &std::path::Path, which: impl Fn(&str) -> bool) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.rsplit_once('_').is_some_and(|(_, uid)| which(uid)) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
