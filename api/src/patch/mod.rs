@@ -1,6 +1,8 @@
 //! The patch formats. Pure functions over objects; each says with which Status it fails, as the API server's
 //! `handlers/patch.go` does.
 
+pub mod apply;
+pub mod fieldset;
 pub mod json;
 pub mod merge;
 pub mod strategic;
