@@ -228,6 +228,11 @@ pub async fn start(config: Config, cancel: CancellationToken) -> Result<Running,
             "open the runtime's state in {}",
             state.display()
         )))?;
+    let streams =
+        streaming::StreamServer::start(Arc::new(cri::Backend(runtime.clone())), cancel.clone())
+            .await
+            .map_err(io_error("listen for streams on 127.0.0.1"))?;
+    runtime.set_streaming(streams);
     let listener = bind(&socket).map_err(io_error(format!("listen on {}", socket.display())))?;
     let image_service = CriImageService::new(store.clone(), Puller::new(store.clone(), registries));
     // Names of images and environments may be long; 16 MiB of exec output is the largest answer.

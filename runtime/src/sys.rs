@@ -705,6 +705,12 @@ pub fn recv_with_fds(
     Ok(r.bytes)
 }
 
+/// Registers a non-blocking descriptor with the reactor.
+pub fn async_fd(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names one open description until it is dropped, which the AsyncFd outlives.
+    Ok(unsafe { tokio::io::unix::AsyncFd::register(fd) }?)
+}
+
 /// Nanoseconds since the epoch.
 pub fn now_ns() -> i64 {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);

@@ -9,6 +9,7 @@ use crate::cgroup::{Resources, devices};
 use crate::container::build::{self, Inputs, SeccompWish};
 use crate::container::seccomp;
 use crate::container::spec::{Exited, PidMode, Started};
+use crate::images::lower::Lower;
 use crate::images::rootfs::{OverlayOptions, overlay_fd, parse_signal, read_in_root};
 use crate::images::{ImageError, ImageRootfs};
 use crate::shim::client::ShimError;
@@ -40,27 +41,32 @@ fn image_error(e: ImageError) -> Status {
     }
 }
 
-/// /etc/passwd and /etc/group as the stacked layers show them.
+/// /etc/passwd and /etc/group as the stacked layers show them. Plain files are read straight from their layer; only an
+/// image that has links there costs a mount.
 fn user_files(layers: &[PathBuf]) -> Result<(String, String), Status> {
-    let dir: OwnedFd = match layers {
-        [one] => std::fs::File::open(one)
-            .map_err(internal(format!("open the layer {}", one.display())))?
-            .into(),
-        many => overlay_fd(
-            many,
-            None,
-            OverlayOptions {
-                read_only: true,
-                ..OverlayOptions::default()
-            },
-        )
-        .map_err(image_error)?,
+    let merged = match layers {
+        [one] => return read_user_files(
+            &std::fs::File::open(one).map_err(internal(format!("open the layer {}", one.display())))?.into(),
+        ),
+        many => Lower::open(many).map_err(image_error)?,
     };
-    let read = |p| {
-        read_in_root(&dir, p)
-            .map(Option::unwrap_or_default)
-            .map_err(image_error)
+    let read = |name: &str| -> Result<Option<String>, Status> {
+        let path = [b"etc".to_vec(), name.as_bytes().to_vec()];
+        match merged.find(&path).map_err(image_error)? {
+            Some(f) if f.stat.st_mode & libc::S_IFMT == libc::S_IFREG => read_in_root(&f.dir, name).map_err(image_error),
+            // Not there, or /etc itself is a link.
+            _ => Ok(None),
+        }
     };
+    if let (Some(passwd), Some(group)) = (read("passwd")?, read("group")?) {
+        return Ok((passwd, group));
+    }
+    let options = OverlayOptions { read_only: true, ..OverlayOptions::default() };
+    read_user_files(&overlay_fd(layers, None, options).map_err(image_error)?)
+}
+
+fn read_user_files(root: &OwnedFd) -> Result<(String, String), Status> {
+    let read = |p| read_in_root(root, p).map(Option::unwrap_or_default).map_err(image_error);
     Ok((read("etc/passwd")?, read("etc/group")?))
 }
 

@@ -8,6 +8,9 @@ mod sandbox;
 mod service;
 mod stats;
 mod status;
+mod stream;
+
+pub(crate) use stream::Backend;
 
 use crate::cgroup::Hierarchies;
 use crate::container::spec::{ContainerSpec, Exited};

@@ -33,8 +33,8 @@ pub struct OverlayOptions {
 
 /// Mount an overlay at `target`. `lowerdirs` is top first. `upper` and `work` must be on one file system.
 ///
-/// Uses the mount API of Linux 5.2 (no 4096 byte limit for options); before 6.5, which lacks `lowerdir+`, the lower
-/// directories are named through /proc/self/fd so that the one string stays short.
+/// Uses the mount API of Linux 5.2 with `lowerdir+` (no 4096 byte limit for options); before 6.5, which lacks it, mount(2)
+/// with directories named through /proc/self/fd so that the one string stays short.
 pub fn mount_overlay(
     lowerdirs: &[PathBuf],
     upper: &Path,
@@ -42,6 +42,9 @@ pub fn mount_overlay(
     target: &Path,
     options: OverlayOptions,
 ) -> Result<()> {
+    if overlay_is_old() {
+        return mount_old(lowerdirs, upper, work, target, options);
+    }
     let fd = overlay_fd(lowerdirs, Some((upper, work)), options)?;
     rustix::mount::move_mount(
         fd.as_fd(),
@@ -51,6 +54,68 @@ pub fn mount_overlay(
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )
     .what(|| format!("mount overlay at {}", target.display()))
+}
+
+/// True before kernel 6.5, whose overlayfs takes one string of options and finds out at the mount what it cannot read.
+/// Such a context accepts every option at first, also one that does not exist.
+fn overlay_is_old() -> bool {
+    static OLD: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *OLD.get_or_init(|| {
+        rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).is_ok_and(|fs| {
+            rustix::mount::fsconfig_set_string(fs.as_fd(), "skiff-no-such-option", "x").is_ok()
+        })
+    })
+}
+
+/// Lower directories as one short option value, valid while the descriptors live.
+fn named_by_descriptor(lowerdirs: &[PathBuf]) -> Result<(String, Vec<OwnedFd>)> {
+    let (mut joined, mut held) = (String::new(), Vec::new());
+    for l in lowerdirs {
+        let fd = rustix::fs::open(
+            l.as_path(),
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .what(|| format!("open {}", l.display()))?;
+        if !joined.is_empty() {
+            joined.push(':');
+        }
+        joined.push_str(&format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        held.push(fd);
+    }
+    Ok((joined, held))
+}
+
+/// mount(2) for old kernels: fsconfig(2) takes values of 255 bytes only, too short for more than a dozen layers.
+fn mount_old(
+    lowerdirs: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    target: &Path,
+    options: OverlayOptions,
+) -> Result<()> {
+    let (mut data, mut held) = named_by_descriptor(lowerdirs)?;
+    data.insert_str(0, "index=off,lowerdir=");
+    for (key, dir) in [("upperdir", upper), ("workdir", work)] {
+        let (name, fds) = named_by_descriptor(&[dir.to_path_buf()])?;
+        data.push_str(&format!(",{key}={name}"));
+        held.extend(fds);
+    }
+    if options.plain_upper {
+        data.push_str(",redirect_dir=off,metacopy=off");
+    }
+    if options.volatile {
+        data.push_str(",volatile");
+    }
+    let flags = if options.read_only {
+        rustix::mount::MountFlags::RDONLY
+    } else {
+        rustix::mount::MountFlags::empty()
+    };
+    let data =
+        std::ffi::CString::new(data).map_err(|_| ImageError::Invalid("a NUL in a path".into()))?;
+    rustix::mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str()))
+        .what(|| format!("mount overlay at {}", target.display()))
 }
 
 /// An overlay that is mounted nowhere: it lives as long as the descriptor and can be walked with `openat`.
@@ -81,30 +146,15 @@ pub fn overlay_fd(
         rustix::mount::fsconfig_set_string(fs.as_fd(), key, value)
             .map_err(|e| fail(format!("overlay option {key}={}", value.display()), e))
     };
-    let mut held = Vec::new();
-    let newstyle = lowerdirs.first().is_none_or(|first| {
-        rustix::mount::fsconfig_set_string(fs.as_fd(), "lowerdir+", first.as_path()).is_ok()
-    });
-    if newstyle {
-        for l in lowerdirs.iter().skip(1) {
+    let mut held: Vec<OwnedFd> = Vec::new();
+    if overlay_is_old() {
+        let (joined, fds) = named_by_descriptor(lowerdirs)?;
+        held.extend(fds);
+        set("lowerdir", Path::new(&joined))?;
+    } else {
+        for l in lowerdirs {
             set("lowerdir+", l)?;
         }
-    } else {
-        let mut joined = String::new();
-        for l in lowerdirs {
-            let fd = rustix::fs::open(
-                l.as_path(),
-                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-                Mode::empty(),
-            )
-            .what(|| format!("open {}", l.display()))?;
-            if !joined.is_empty() {
-                joined.push(':');
-            }
-            joined.push_str(&format!("/proc/self/fd/{}", fd.as_raw_fd()));
-            held.push(fd);
-        }
-        set("lowerdir", Path::new(&joined))?;
     }
     if let Some((upper, work)) = upper_work {
         set("upperdir", upper)?;
