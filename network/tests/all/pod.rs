@@ -57,6 +57,14 @@ fn pods_reach_each_other_the_node_and_the_world() {
         });
         assert_eq!(talk::tcp(&b, "10.42.0.1:8080").unwrap(), "node 10.42.0.3");
         assert_eq!(talk::tcp(&b, "192.0.2.1:8080").unwrap(), "node 10.42.0.3");
+        for (from, to) in [
+            (&a, "10.42.0.3"),
+            (&a, "10.42.0.1"),
+            (&b, "192.0.2.1"),
+            (&b, "192.0.2.2"),
+        ] {
+            ping(from, to);
+        }
         // The world sees the node's address.
         talk::tcp_server(&outside, 80, "world");
         talk::udp_server(&outside, 53, "world");
@@ -76,6 +84,23 @@ fn pods_reach_each_other_the_node_and_the_world() {
         assert!(talk::tcp(&b, "10.42.0.2:80").is_err());
         network.cleanup().await.expect("cleanup");
     });
+}
+
+/// ICMP, by the program that everybody tries first.
+fn ping(from: &std::os::fd::OwnedFd, to: &str) {
+    let done = within(from, || {
+        std::process::Command::new("/bin/busybox")
+            .args(["ping", "-c1", "-W1", to])
+            .output()
+    });
+    match done {
+        Ok(out) => assert!(
+            out.status.success(),
+            "{to}: {}",
+            String::from_utf8_lossy(&out.stdout)
+        ),
+        Err(e) => eprintln!("SKIPPED: ping needs /bin/busybox ({e})"),
+    }
 }
 
 #[test]
