@@ -11,11 +11,12 @@ use super::digest::{Digest, HashingWriter};
 use super::dockerfile::{Command, Dockerfile, Flags, Instruction, Line, expand};
 use super::dockerignore::Ignore;
 use super::error::IoContext;
+use super::ingest::{Ingest, NewImage, StagedLayer};
 use super::lower::Lower;
 use super::rootfs::{OverlayOptions, lookup_user_at, overlay_fd, parse_signal};
 use super::runstep::{self, RunStep};
-use super::store::{ImageRecord, ImageStore, Ingest, NewImage, StagedLayer};
-use super::unpack::{Meta, Unpacker};
+use super::store::{ImageRecord, ImageStore};
+use super::tree::{Meta, TreeWriter};
 use super::{ImageError, Reference, Result};
 use rustix::fs::{Mode, OFlags, ResolveFlags, Timespec};
 use std::collections::BTreeMap;
@@ -407,7 +408,7 @@ impl Builder<'_> {
     }
 
     /// A directory to write the next layer into, with everything below it known.
-    fn open_layer(&mut self) -> Result<(StagedLayer, Unpacker)> {
+    fn open_layer(&mut self) -> Result<(StagedLayer, TreeWriter)> {
         let chain = self.stage()?.chain.clone();
         let staged = self.ingest.stage_layer()?;
         let root = rustix::fs::open(
@@ -423,7 +424,7 @@ impl Builder<'_> {
         };
         Ok((
             staged,
-            Unpacker::new(root, Lower::open(&lower)?, "of this build", false),
+            TreeWriter::new(root, Lower::open(&lower)?, "of this build", false),
         ))
     }
 

@@ -6,7 +6,7 @@ use super::dockerignore::{Ignore, has_wildcards, matches_name};
 use super::error::IoContext;
 use super::layer::decompress;
 use super::lower::open_dir_at;
-use super::unpack::{Meta, Node, Unpacker, list_xattrs};
+use super::tree::{Meta, Node, TreeWriter, list_xattrs};
 use super::{ImageError, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec};
 use std::fs::File;
@@ -26,7 +26,7 @@ pub struct Source {
 /// One COPY or ADD.
 pub struct Copier<'a> {
     pub name: &'static str,
-    pub unpacker: Unpacker,
+    pub unpacker: TreeWriter,
     pub source: &'a Source,
     pub owner: Option<(u32, u32)>,
     pub mode: Option<u32>,

@@ -5,7 +5,7 @@
 use super::error::IoContext;
 use super::lower::{is_opaque, is_whiteout, open_dir_at};
 use super::store::Usage;
-use super::unpack::list_xattrs;
+use super::tree::list_xattrs;
 use super::{ImageError, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use std::collections::HashMap;

@@ -7,8 +7,9 @@
 use super::config::{Descriptor, Index, Manifest, choose_platform, is_index};
 use super::digest::Digest;
 use super::error::IoContext;
+use super::ingest::{Ingest, NewImage};
 use super::layer::{LayerSource, add_layer, check_config, decompress};
-use super::store::{ImageRecord, ImageStore, Ingest, NewImage, parse_config, write_durably};
+use super::store::{ImageRecord, ImageStore, parse_config, write_durably};
 use super::{ImageError, Reference, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};

@@ -5,7 +5,7 @@ use super::Result;
 use super::config::ImageConfig;
 use super::digest::{Digest, HashingReader};
 use super::error::{ImageError, IoContext};
-use super::store::Ingest;
+use super::ingest::Ingest;
 use super::unpack::unpack_layer;
 use std::io::{BufRead, BufReader, Read};
 

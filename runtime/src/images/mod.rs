@@ -1,7 +1,7 @@
 //! Owns everything about images: names, the content store, pull, import, export, build and the CRI image service.
 //! Must not know containers, sandboxes or the kubelet: it only hands out [`rootfs::ImageRootfs`].
 //!
-//! Map: [`store`] keeps what is there; [`unpack`] turns a layer tar into an overlay directory and [`diff`] does the
+//! Map: [`store`] keeps what is there, [`ingest`] adds to it; [`unpack`] turns a layer tar into an overlay directory and [`diff`] does the
 //! reverse; [`pull`] and [`import`] bring images in; [`build`] makes them from a Dockerfile; [`rootfs`] is what
 //! container creation uses; [`cri`] is the gRPC face and [`cmd`] the face for `skiff image ...`.
 
@@ -17,14 +17,17 @@ pub mod dockerignore;
 pub mod error;
 pub mod export;
 pub mod import;
+pub mod ingest;
 pub mod layer;
 pub mod lower;
 pub mod pull;
 pub mod reference;
 pub mod registries;
+mod registry;
 pub mod rootfs;
 pub mod runstep;
 pub mod store;
+pub mod tree;
 pub mod unpack;
 
 pub use error::ImageError;

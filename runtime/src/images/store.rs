@@ -19,6 +19,7 @@
 use super::config::ImageConfig;
 use super::digest::Digest;
 use super::error::IoContext;
+pub use super::ingest::{Ingest, NewImage, StagedLayer};
 use super::reference::Reference;
 use super::rootfs::ImageRootfs;
 use super::{ImageError, Result};
@@ -93,14 +94,6 @@ struct Inner {
     cache: Mutex<Cache>,
 }
 
-/// The names and flags an image is stored with.
-#[derive(Debug, Clone, Default)]
-pub struct NewImage {
-    pub repo_tags: Vec<String>,
-    pub repo_digests: Vec<String>,
-    pub pinned: bool,
-}
-
 impl ImageStore {
     /// Open or create the store; removes leftovers of work that died and layers nothing refers to.
     pub fn open(root: &Path) -> Result<Self> {
@@ -144,16 +137,16 @@ impl ImageStore {
         &self.inner.root
     }
 
-    fn path(&self, rel: &str) -> PathBuf {
+    pub(super) fn path(&self, rel: &str) -> PathBuf {
         self.inner.root.join(rel)
     }
 
-    fn layer_path(&self, chain: &Digest) -> PathBuf {
+    pub(super) fn layer_path(&self, chain: &Digest) -> PathBuf {
         self.path("layers").join(chain.hex())
     }
 
     /// Blocks until this process (or thread) alone may change the store.
-    fn lock(&self) -> Result<File> {
+    pub(super) fn lock(&self) -> Result<File> {
         let p = self.path("lock");
         let f = fs::OpenOptions::new()
             .create(true)
@@ -424,16 +417,11 @@ impl ImageStore {
         let owner = File::open(&dir).what(|| format!("open {}", dir.display()))?;
         rustix::fs::flock(&owner, FlockOperation::NonBlockingLockExclusive)
             .what(|| format!("lock {}", dir.display()))?;
-        Ok(Ingest {
-            store: self.clone(),
-            dir,
-            _owner: owner,
-            count: 0,
-        })
+        Ok(Ingest::new(self.clone(), dir, owner))
     }
 
     /// Needs the lock. Sorts nothing: order is age.
-    fn write_index(&self, images: Vec<Arc<ImageRecord>>) -> Result<()> {
+    pub(super) fn write_index(&self, images: Vec<Arc<ImageRecord>>) -> Result<()> {
         let bytes = serde_json::to_vec(&Index { version: 1, images })
             .map_err(|e| ImageError::Invalid(format!("encode the image index: {e}")))?;
         let p = self.path("index.json");
@@ -517,210 +505,6 @@ impl ImageStore {
     }
 }
 
-/// Bringing an image in: blobs and layers are put down first, the record last. Dropping it leaves nothing.
-pub struct Ingest {
-    store: ImageStore,
-    dir: PathBuf,
-    _owner: File,
-    count: u32,
-}
-
-/// A layer directory being filled; drop it to give it up.
-pub struct StagedLayer {
-    dir: PathBuf,
-}
-
-impl StagedLayer {
-    /// The directory to fill: what becomes the lower directory.
-    pub fn fs(&self) -> PathBuf {
-        self.dir.join("fs")
-    }
-}
-
-impl Ingest {
-    /// The store this goes to.
-    pub fn store(&self) -> &ImageStore {
-        &self.store
-    }
-
-    /// A directory of this ingest's own for temporary files.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// A fresh name below [`dir`](Self::dir).
-    pub fn temp_path(&mut self, prefix: &str) -> PathBuf {
-        self.count += 1;
-        self.dir.join(format!("{prefix}{}", self.count))
-    }
-
-    fn protect(&self, digest: &Digest) -> Result<()> {
-        let p = self.dir.join("refs");
-        fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&p)
-            .and_then(|mut f| f.write_all(format!("{digest}\n").as_bytes()))
-            .what(|| format!("write {}", p.display()))
-    }
-
-    /// Store a small blob (a config). Returns its digest.
-    pub fn put_blob(&mut self, bytes: &[u8]) -> Result<Digest> {
-        let digest = Digest::of(bytes);
-        let _lock = self.store.lock()?;
-        self.protect(&digest)?;
-        let to = self.store.path("blobs/sha256").join(digest.hex());
-        // Rewritten even when there: the one on disk may have rotted.
-        let tmp = self.temp_path("blob");
-        write_durably(&tmp, &to, bytes)?;
-        Ok(digest)
-    }
-
-    /// Is this layer there? If so it stays at least as long as this ingest.
-    pub fn has_layer(&self, chain: &Digest) -> Result<bool> {
-        let _lock = self.store.lock()?;
-        self.protect(chain)?;
-        Ok(self.store.layer_path(chain).join("fs").is_dir())
-    }
-
-    /// A directory to unpack a layer into.
-    pub fn stage_layer(&mut self) -> Result<StagedLayer> {
-        let dir = self.temp_path("layer");
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&dir)
-            .what(|| format!("create {}", dir.display()))?;
-        let staged = StagedLayer { dir };
-        fs::DirBuilder::new()
-            .mode(0o755)
-            .create(staged.fs())
-            .what(|| format!("create {}", staged.fs().display()))?;
-        fs::set_permissions(
-            staged.fs(),
-            std::os::unix::fs::PermissionsExt::from_mode(0o755),
-        )
-        .what(|| format!("chmod {}", staged.fs().display()))?;
-        Ok(staged)
-    }
-
-    /// Put a filled layer in its place. When somebody else was faster, theirs stays.
-    pub fn commit_layer(
-        &mut self,
-        staged: StagedLayer,
-        chain: &Digest,
-        usage: Usage,
-    ) -> Result<()> {
-        let p = staged.dir.join("usage");
-        fs::write(&p, format!("{} {}\n", usage.bytes, usage.inodes))
-            .what(|| format!("write {}", p.display()))?;
-        let _lock = self.store.lock()?;
-        self.protect(chain)?;
-        let to = self.store.layer_path(chain);
-        if to.join("fs").is_dir() {
-            return Ok(());
-        }
-        fs::rename(&staged.dir, &to).what(|| format!("move layer to {}", to.display()))
-    }
-
-    /// Write the record: from here on the image exists. `config` must have been given to `put_blob`, the layers to
-    /// `commit_layer` (or found by `has_layer`). Names move here from images that had them; an image that loses its
-    /// last name this way is removed, as in containerd.
-    pub fn finish(
-        self,
-        config_digest: &Digest,
-        names: NewImage,
-        now: i64,
-    ) -> Result<Arc<ImageRecord>> {
-        let store = self.store.clone();
-        let config = parse_config(config_digest, &store.blob(config_digest)?)?;
-        let mut layers = Vec::with_capacity(config.rootfs.diff_ids.len());
-        let mut size = 0;
-        for d in &config.rootfs.diff_ids {
-            let chain = Digest::chain(layers.last(), d);
-            let dir = store.layer_path(&chain);
-            if !dir.join("fs").is_dir() {
-                return Err(ImageError::Invalid(format!(
-                    "image {config_digest}: layer {d} (chain {chain}) was not unpacked"
-                )));
-            }
-            size += read_usage(&dir).bytes;
-            layers.push(chain);
-        }
-        // One flush for all layers, before the record names them: a record never points at files that a power cut
-        // can take away.
-        let root = File::open(store.root()).what(|| format!("open {}", store.root().display()))?;
-        rustix::fs::syncfs(&root).what(|| format!("sync {}", store.root().display()))?;
-        let mut garbage = false;
-        let record = {
-            let _lock = store.lock()?;
-            let old = store.images()?;
-            let mut record = old
-                .iter()
-                .find(|i| i.id == *config_digest)
-                .map(|i| (**i).clone())
-                .unwrap_or(ImageRecord {
-                    id: config_digest.clone(),
-                    repo_tags: Vec::new(),
-                    repo_digests: Vec::new(),
-                    layers: Vec::new(),
-                    size,
-                    pinned: false,
-                    user: config.config.user.clone(),
-                    added: now,
-                });
-            record.layers = layers;
-            record.size = size;
-            record.pinned |= names.pinned;
-            for t in names.repo_tags {
-                if !record.repo_tags.contains(&t) {
-                    record.repo_tags.push(t);
-                }
-            }
-            for d in names.repo_digests {
-                if !record.repo_digests.contains(&d) {
-                    record.repo_digests.push(d);
-                }
-            }
-            let record = Arc::new(record);
-            let mut images = Vec::with_capacity(old.len() + 1);
-            for i in old.iter().filter(|i| i.id != *config_digest) {
-                if !i.repo_tags.iter().any(|t| record.repo_tags.contains(t)) {
-                    images.push(i.clone());
-                    continue;
-                }
-                let mut i = (**i).clone();
-                i.repo_tags.retain(|t| !record.repo_tags.contains(t));
-                if i.repo_tags.is_empty() && i.repo_digests.is_empty() {
-                    garbage = true;
-                } else {
-                    // Known only by digest from here on: nobody's any more, so the kubelet may collect it.
-                    i.pinned &= !i.repo_tags.is_empty();
-                    images.push(Arc::new(i));
-                }
-            }
-            images.push(record.clone());
-            store.write_index(images)?;
-            record
-        };
-        drop(self);
-        if garbage {
-            store.collect()?;
-        }
-        Ok(record)
-    }
-}
-
-impl Drop for Ingest {
-    fn drop(&mut self) {
-        unmount_below(&self.dir);
-        if let Err(e) = fs::remove_dir_all(&self.dir)
-            && e.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %self.dir.display(), error = %e, "work directory not removed; it goes at the next start");
-        }
-    }
-}
-
 /// Seconds since the epoch, for records.
 pub fn now() -> i64 {
     std::time::SystemTime::now()
@@ -796,7 +580,7 @@ fn check_holder(holder: &str) -> Result<()> {
     }
 }
 
-fn read_usage(layer: &Path) -> Usage {
+pub(super) fn read_usage(layer: &Path) -> Usage {
     let text = fs::read_to_string(layer.join("usage")).unwrap_or_default();
     let mut n = text.split_whitespace().map(|w| w.parse().unwrap_or(0));
     Usage {
