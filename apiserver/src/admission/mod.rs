@@ -41,7 +41,7 @@ pub async fn mutate(app: &Arc<App>, write: &mut Write<'_>, warnings: &mut Vec<St
     }
     taint_nodes_by_condition::admit(write);
     limit_ranger::admit(app, write)?;
-    service_account::admit(app, write)?;
+    service_account::admit(app, write).await?;
     priority::admit(app, write)?;
     runtime_class::admit(app, write)?;
     default_toleration_seconds::admit(write);
@@ -101,4 +101,9 @@ pub(crate) fn find(app: &App, storage: &str, namespace: &str, name: &str) -> Opt
     let row = app.table.stored(storage)?;
     let entry = app.store.get(&row.key(namespace, name))?;
     serde_json::from_slice(&entry.value).ok()
+}
+
+/// `dryRun=All` in a query.
+pub(crate) fn is_dry_run(query: &str) -> bool {
+    crate::http::path::query_pairs(query).iter().any(|(k, v)| k == "dryRun" && v == "All")
 }

@@ -7,6 +7,7 @@
 //! Reads are answered out of memory and never wait; writes wait until they are durable.
 
 pub mod conformance;
+pub mod disk;
 pub mod embedded;
 pub mod memory;
 

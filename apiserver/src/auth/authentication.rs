@@ -1,0 +1,146 @@
+//! Who sends a request. Owns the order of the ways (client certificate, bearer token, anonymous) and impersonation; decides
+//! nothing about what the user may do, but for whether somebody may be impersonated.
+
+use super::authorization::{Attributes, Decision, forbidden};
+use super::tokens::Tokens;
+use super::{AUTHENTICATED, Auth, UNAUTHENTICATED, UserInfo};
+use crate::http::path::unescape;
+use crate::http::serve::Peer;
+use crate::{App, admission};
+use http::HeaderMap;
+use http::request::Parts;
+use serde_json::Value;
+use skiff_api::status::Status;
+use std::sync::Arc;
+
+pub(super) fn authenticate(auth: &Auth, app: &App, parts: &Parts) -> Result<Arc<UserInfo>, Status> {
+    let peer = parts.extensions.get::<Arc<Peer>>();
+    let certificate = peer.and_then(|p| p.identity.get_or_init(|| of_certificate(auth, p)).clone());
+    if let Some(user) = certificate {
+        return Ok(user);
+    }
+    if let Some(token) = bearer(&parts.headers) {
+        return of_token(auth, app, token).map(Arc::new).map_err(|why| {
+            tracing::debug!(why, "a bearer token was refused");
+            Status::unauthorized()
+        });
+    }
+    if peer.is_some_and(|p| !p.certificates.is_empty()) {
+        // Somebody with a certificate that is none of ours and nothing else to show.
+        return Err(Status::unauthorized());
+    }
+    Ok(Arc::new(UserInfo::anonymous()))
+}
+
+fn of_certificate(auth: &Auth, peer: &Peer) -> Option<Arc<UserInfo>> {
+    if peer.certificates.is_empty() {
+        return None;
+    }
+    if let Err(why) = auth.pki.verify_client(&peer.certificates) {
+        tracing::debug!(why, address = %peer.address, "a client certificate was refused");
+        return None;
+    }
+    let (_, cert) = x509_parser::parse_x509_certificate(peer.certificates.first()?).ok()?;
+    let name = cert.subject().iter_common_name().last()?.as_str().ok()?.to_string();
+    let mut groups: Vec<String> = cert.subject().iter_organization().filter_map(|o| o.as_str().ok()).map(String::from).collect();
+    if name.is_empty() {
+        return None;
+    }
+    groups.push(AUTHENTICATED.into());
+    Some(Arc::new(UserInfo { name, groups, ..UserInfo::default() }))
+}
+
+/// The token of `Authorization: Bearer`, or of a WebSocket's subprotocol (browsers can set no header).
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.trim().split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+fn same(a: &str, b: &str) -> bool {
+    aws_lc_rs::constant_time::verify_slices_are_equal(a.as_bytes(), b.as_bytes()).is_ok()
+}
+
+/// Who a bearer token is, for the API server's own audience.
+pub(super) fn of_token(auth: &Auth, app: &App, token: &str) -> Result<UserInfo, String> {
+    if Tokens::is_ours(token) {
+        return review(auth, app, token, &[]).map(|(u, _)| u);
+    }
+    if same(token, &auth.server_token) {
+        // Nodes join with it; it is no admin's key. As k3s's user `server`, renamed.
+        return Ok(UserInfo::new("server", &["skiff:server"]));
+    }
+    Err("an unknown token".into())
+}
+
+/// Who a service account token is and for which audiences it is good.
+pub(super) fn review(auth: &Auth, app: &App, token: &str, audiences: &[String]) -> Result<(UserInfo, Vec<String>), String> {
+    let now = jiff::Timestamp::now().as_second();
+    let lookup = |storage: &str, namespace: &str, name: &str| -> Option<Value> { admission::find(app, storage, namespace, name) };
+    auth.tokens.check(token, audiences, now, &lookup)
+}
+
+pub(super) fn impersonate(auth: &Auth, app: &App, user: Arc<UserInfo>, parts: &Parts) -> Result<Arc<UserInfo>, Status> {
+    let text = |name: &str| -> Vec<String> {
+        parts.headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(String::from).collect()
+    };
+    let (name, mut groups, uid) = (text("impersonate-user").pop().unwrap_or_default(), text("impersonate-group"), text("impersonate-uid").pop().unwrap_or_default());
+    let mut extra: Vec<(String, String)> = Vec::new();
+    for (k, v) in &parts.headers {
+        if let (Some(k), Ok(v)) = (k.as_str().strip_prefix("impersonate-extra-"), v.to_str()) {
+            extra.push((unescape(k, false).to_lowercase(), v.into()));
+        }
+    }
+    if name.is_empty() {
+        if groups.is_empty() && uid.is_empty() && extra.is_empty() {
+            return Ok(user);
+        }
+        return Err(Status::internal("requested groups, UID or extra without impersonating a user"));
+    }
+    let check = |group: &str, version: &str, resource: &str, namespace: &str, subresource: &str, name: &str| -> Result<(), Status> {
+        let a = Attributes {
+            user: &user,
+            verb: "impersonate",
+            namespace,
+            group,
+            version,
+            resource,
+            subresource,
+            name,
+            path: "",
+            is_resource: true,
+        };
+        match auth.decide(app, &a) {
+            Decision::Allow(_) => Ok(()),
+            Decision::NoOpinion(why) => Err(forbidden(&a, &why)),
+        }
+    };
+    let account = name.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':'));
+    match account {
+        Some((ns, n)) => check("", "v1", "serviceaccounts", ns, "", n)?,
+        None => check("", "v1", "users", "", "", &name)?,
+    }
+    for g in &groups {
+        check("", "v1", "groups", "", "", g)?;
+    }
+    if !uid.is_empty() {
+        check("authentication.k8s.io", "v1", "uids", "", "", &uid)?;
+    }
+    for (k, v) in &extra {
+        check("authentication.k8s.io", "v1", "userextras", "", k, v)?;
+    }
+    if let (Some((ns, _)), true) = (account, groups.is_empty()) {
+        groups = vec![super::tokens::ALL_GROUP.into(), format!("{}:{ns}", super::tokens::ALL_GROUP)];
+    }
+    let everybody = if name == "system:anonymous" { UNAUTHENTICATED } else { AUTHENTICATED };
+    if !groups.iter().any(|g| g == AUTHENTICATED || g == UNAUTHENTICATED) {
+        groups.push(everybody.into());
+    }
+    let mut who = UserInfo { name, uid, groups, ..UserInfo::default() };
+    for (k, v) in extra {
+        who.extra.entry(k).or_default().push(v);
+    }
+    tracing::debug!(user = user.name, impersonated = who.name, "impersonation");
+    Ok(Arc::new(who))
+}

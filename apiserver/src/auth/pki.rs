@@ -1,0 +1,606 @@
+//! Keys and certificates below `<data-dir>/server/tls/`, under k3s's file names. Owns the two authorities (`server-ca`,
+//! `client-ca`), what they issue, and the TLS configuration. Certificates are renewed at start and while running.
+
+use crate::{Config, Error};
+use parking_lot::RwLock;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+};
+use rustls::DigitallySignedStruct;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use std::fmt::Debug;
+use std::io::Write;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const DAY: u64 = 86_400;
+/// Validity of authorities.
+const CA_DAYS: u64 = 3650;
+/// Validity of what they issue (k3s's).
+const LEAF_DAYS: u64 = 365;
+/// Renewed when less than this is left (k3s's).
+const RENEW_DAYS: u64 = 120;
+
+/// A certificate with its key, both PEM. The chain is the certificate followed by its authority's.
+#[derive(Clone)]
+pub struct Pair {
+    /// Certificate chain.
+    pub cert_pem: String,
+    /// PKCS#8 key.
+    pub key_pem: String,
+}
+
+/// What a certificate is for.
+enum Use {
+    Server { names: Vec<String>, ips: Vec<IpAddr> },
+    Client { organizations: Vec<String> },
+}
+
+/// An authority.
+struct Ca {
+    cert_pem: String,
+    der: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// The cluster's keys and certificates.
+pub struct Pki {
+    dir: PathBuf,
+    server_ca: Ca,
+    client_ca: Ca,
+    names: Vec<String>,
+    ips: Vec<IpAddr>,
+    serving: Arc<Serving>,
+    clients: Arc<dyn ClientCertVerifier>,
+    provider: Arc<CryptoProvider>,
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+fn broken(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::Pki(format!("{}: {why}; put back a copy of it, or remove it to have a new one made", path.display()))
+}
+
+fn io(path: &Path, source: std::io::Error) -> Error {
+    Error::DataDir { path: path.into(), source }
+}
+
+/// Reads a text file; none when there is none.
+fn read(path: &Path) -> Result<Option<String>, Error> {
+    match std::fs::read_to_string(path) {
+        Ok(s) => Ok(Some(s)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io(path, e)),
+    }
+}
+
+/// Writes a file that only its owner reads, whole or not at all.
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    let go = || {
+        let mut f = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        f.write_all(text.as_bytes())?;
+        f.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    go().map_err(|e| io(path, e))
+}
+
+fn make_dir(dir: &Path) -> Result<(), Error> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| io(dir, e))
+}
+
+/// The secret of `--token`, else of `<data-dir>/server/token`, else a new one written there.
+///
+/// # Errors
+/// When the file cannot be read or written.
+pub fn server_token(config: &Config) -> Result<String, Error> {
+    let path = config.data_dir.join("server/token");
+    if let Some(t) = config.token.as_ref().filter(|t| !t.is_empty()) {
+        return Ok(t.clone());
+    }
+    if let Some(t) = read(&path)?.map(|t| t.trim().to_string()).filter(|t| !t.is_empty()) {
+        return Ok(t);
+    }
+    make_dir(&config.data_dir.join("server"))?;
+    let token: String = (0..4).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
+    write(&path, &token)?;
+    Ok(token)
+}
+
+fn offset(at: u64) -> impl Fn(&mut CertificateParams, u64) {
+    move |p, seconds| {
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        // An hour of tolerance for clocks that go differently.
+        p.not_before = epoch + Duration::from_secs(at.saturating_sub(3600));
+        p.not_after = epoch + Duration::from_secs(at + seconds);
+    }
+}
+
+fn serial() -> SerialNumber {
+    let mut b = rand::random::<[u8; 16]>();
+    // Positive and without a leading zero.
+    b[0] = b[0] & 0x7f | 0x40;
+    SerialNumber::from_slice(&b)
+}
+
+impl Ca {
+    fn open(dir: &Path, name: &str, at: u64) -> Result<Self, Error> {
+        let (cert_path, key_path) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
+        let (cert_pem, key_pem) = match (read(&cert_path)?, read(&key_path)?) {
+            (Some(c), Some(k)) => (c, k),
+            (Some(_), None) => return Err(broken(&key_path, "the authority's certificate is there but its key is missing")),
+            (None, key) => {
+                let key = match key {
+                    Some(k) => KeyPair::from_pem(&k).map_err(|e| broken(&key_path, e))?,
+                    None => KeyPair::generate().map_err(|e| Error::Pki(e.to_string()))?,
+                };
+                let mut p = CertificateParams::default();
+                p.distinguished_name = DistinguishedName::new();
+                p.distinguished_name.push(DnType::CommonName, format!("skiff-{name}@{at}"));
+                p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                p.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::KeyCertSign];
+                p.serial_number = Some(serial());
+                offset(at)(&mut p, CA_DAYS * DAY);
+                let cert = p.self_signed(&key).map_err(|e| Error::Pki(e.to_string()))?;
+                write(&key_path, &key.serialize_pem())?;
+                write(&cert_path, &cert.pem())?;
+                (cert.pem(), key.serialize_pem())
+            }
+        };
+        let der = CertificateDer::from_pem_slice(cert_pem.as_bytes()).map_err(|e| broken(&cert_path, e))?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|e| broken(&key_path, e))?;
+        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|e| broken(&cert_path, e))?;
+        Ok(Self { cert_pem, der, issuer })
+    }
+
+    fn issue(&self, cn: &str, wanted: &Use, at: u64) -> Result<Pair, Error> {
+        let bad = |e: rcgen::Error| Error::Pki(format!("certificate for {cn}: {e}"));
+        let key = KeyPair::generate().map_err(bad)?;
+        let mut p = CertificateParams::default();
+        p.distinguished_name = DistinguishedName::new();
+        p.serial_number = Some(serial());
+        p.use_authority_key_identifier_extension = true;
+        p.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        match wanted {
+            Use::Server { names, ips } => {
+                for n in names {
+                    p.subject_alt_names.push(SanType::DnsName(n.as_str().try_into().map_err(bad)?));
+                }
+                p.subject_alt_names.extend(ips.iter().map(|ip| SanType::IpAddress(*ip)));
+                p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            }
+            Use::Client { organizations } => {
+                // rcgen holds one value for each type; the same type by its number makes room for a second.
+                for (i, o) in organizations.iter().enumerate() {
+                    let kind = match i {
+                        0 => DnType::OrganizationName,
+                        1 => DnType::CustomDnType(vec![2, 5, 4, 10]),
+                        _ => return Err(Error::Pki(format!("certificate for {cn}: at most two organizations can be issued"))),
+                    };
+                    p.distinguished_name.push(kind, o.as_str());
+                }
+                p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            }
+        }
+        p.distinguished_name.push(DnType::CommonName, cn);
+        offset(at)(&mut p, LEAF_DAYS * DAY);
+        let cert = p.signed_by(&key, &self.issuer).map_err(bad)?;
+        Ok(Pair { cert_pem: format!("{}{}", cert.pem(), self.cert_pem), key_pem: key.serialize_pem() })
+    }
+
+    /// The pair in the directory if it will do for a while, else a new one.
+    fn ensure(&self, dir: &Path, file: &str, cn: &str, wanted: &Use, at: u64) -> Result<Pair, Error> {
+        let (cert_path, key_path) = (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
+        if let (Some(cert_pem), Some(key_pem)) = (read(&cert_path)?, read(&key_path)?)
+            && self.will_do(&cert_pem, &key_pem, wanted, at)
+        {
+            return Ok(Pair { cert_pem, key_pem });
+        }
+        let pair = self.issue(cn, wanted, at)?;
+        write(&key_path, &pair.key_pem)?;
+        write(&cert_path, &pair.cert_pem)?;
+        Ok(pair)
+    }
+
+    fn will_do(&self, cert_pem: &str, key_pem: &str, wanted: &Use, at: u64) -> bool {
+        let Ok(der) = CertificateDer::from_pem_slice(cert_pem.as_bytes()) else { return false };
+        let Ok((_, cert)) = x509_parser::parse_x509_certificate(&der) else { return false };
+        let Ok((_, ca)) = x509_parser::parse_x509_certificate(&self.der) else { return false };
+        let Ok(key) = KeyPair::from_pem(key_pem) else { return false };
+        if cert.verify_signature(Some(ca.public_key())).is_err() || *cert.public_key().subject_public_key.data != *key.public_key_raw() {
+            return false;
+        }
+        let until = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
+        if until < at + RENEW_DAYS * DAY {
+            return false;
+        }
+        let Use::Server { names, ips } = wanted else { return true };
+        let Ok(Some(san)) = cert.subject_alternative_name() else { return false };
+        let has_name = |n: &str| san.value.general_names.iter().any(|g| matches!(g, x509_parser::extensions::GeneralName::DNSName(d) if *d == n));
+        let has_ip = |ip: &IpAddr| {
+            let octets = match ip {
+                IpAddr::V4(a) => a.octets().to_vec(),
+                IpAddr::V6(a) => a.octets().to_vec(),
+            };
+            san.value.general_names.iter().any(|g| matches!(g, x509_parser::extensions::GeneralName::IPAddress(b) if *b == octets))
+        };
+        names.iter().all(|n| has_name(n)) && ips.iter().all(has_ip)
+    }
+}
+
+impl Pki {
+    /// Opens or makes everything for a server of this configuration.
+    ///
+    /// # Errors
+    /// When a file cannot be read, written or understood.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let mut names: Vec<String> = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"].map(String::from).into();
+        names.push(format!("kubernetes.default.svc.{}", config.cluster_domain));
+        let mut ips = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0u16, 0, 0, 0, 0, 0, 0, 1]), config.advertise_address];
+        if !config.bind_address.is_unspecified() {
+            ips.push(config.bind_address);
+        }
+        ips.extend(first_address(&config.service_cidr));
+        for san in &config.tls_san {
+            match san.parse::<IpAddr>() {
+                Ok(ip) => ips.push(ip),
+                Err(_) => names.push(san.clone()),
+            }
+        }
+        let host = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+        if !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.') {
+            names.push(host);
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        ips.retain(|ip| seen.insert(*ip));
+        names.sort();
+        names.dedup();
+        Self::open_at(&config.data_dir.join("server/tls"), names, ips, now())
+    }
+
+    fn open_at(dir: &Path, names: Vec<String>, ips: Vec<IpAddr>, at: u64) -> Result<Self, Error> {
+        make_dir(dir)?;
+        let server_ca = Ca::open(dir, "server-ca", at)?;
+        let client_ca = Ca::open(dir, "client-ca", at)?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let wanted = Use::Server { names: names.clone(), ips: ips.clone() };
+        let pair = server_ca.ensure(dir, "serving-kube-apiserver", "kube-apiserver", &wanted, at)?;
+        let key = certified(&pair, &provider)?;
+        // A second handle on the authority for renewal from inside of a handshake.
+        let renew = Ca::open(dir, "server-ca", at)?;
+        let serving = Serving { current: RwLock::new((Arc::new(key), at + (LEAF_DAYS - RENEW_DAYS) * DAY)), ca: renew, wanted, dir: dir.into(), provider: provider.clone() };
+        serving.current.write().1 = until(&pair) - RENEW_DAYS * DAY;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(client_ca.der.clone()).map_err(|e| broken(&dir.join("client-ca.crt"), e))?;
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .map_err(|e| broken(&dir.join("client-ca.crt"), e))?;
+        let pki = Self { dir: dir.into(), server_ca, client_ca, names, ips, serving: Arc::new(serving), clients, provider };
+        pki.client("client-admin", "system:admin", &["system:masters"])?;
+        pki.client("client-kube-apiserver", "kube-apiserver", &["system:masters"])?;
+        pki.service_key()?;
+        Ok(pki)
+    }
+
+    /// The directory of all files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+    /// The authority of serving certificates (API server, kubelets): what clients trust.
+    pub fn server_ca_pem(&self) -> &str {
+        &self.server_ca.cert_pem
+    }
+    /// The authority of client certificates: what the API server and kubelets trust.
+    pub fn client_ca_pem(&self) -> &str {
+        &self.client_ca.cert_pem
+    }
+    /// DNS names of the serving certificate.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+    /// Addresses of the serving certificate.
+    pub fn ips(&self) -> &[IpAddr] {
+        &self.ips
+    }
+
+    /// A serving certificate, not kept. A kubelet's has the CN `system:node:<name>` and the node's names and addresses.
+    ///
+    /// # Errors
+    /// When a name cannot be in a certificate.
+    pub fn issue_server(&self, cn: &str, names: &[String], ips: &[IpAddr]) -> Result<Pair, Error> {
+        self.server_ca.issue(cn, &Use::Server { names: names.to_vec(), ips: ips.to_vec() }, now())
+    }
+
+    /// A client certificate, not kept; `organizations` (at most two) are its groups.
+    ///
+    /// # Errors
+    /// When the names cannot be in a certificate.
+    pub fn issue_client(&self, cn: &str, organizations: &[&str]) -> Result<Pair, Error> {
+        let organizations = organizations.iter().map(ToString::to_string).collect();
+        self.client_ca.issue(cn, &Use::Client { organizations }, now())
+    }
+
+    /// A client certificate that is kept in `<file>.crt` and `<file>.key` and renewed when it is asked for near its end.
+    ///
+    /// # Errors
+    /// As [`Pki::issue_client`], and when files cannot be used.
+    pub fn client(&self, file: &str, cn: &str, organizations: &[&str]) -> Result<Pair, Error> {
+        let organizations = organizations.iter().map(ToString::to_string).collect();
+        self.client_ca.ensure(&self.dir, file, cn, &Use::Client { organizations }, now())
+    }
+
+    /// A serving certificate that is kept likewise.
+    ///
+    /// # Errors
+    /// As [`Pki::issue_server`], and when files cannot be used.
+    pub fn server(&self, file: &str, cn: &str, names: &[String], ips: &[IpAddr]) -> Result<Pair, Error> {
+        self.server_ca.ensure(&self.dir, file, cn, &Use::Server { names: names.to_vec(), ips: ips.to_vec() }, now())
+    }
+
+    /// The certificate with which the API server talks to kubelets.
+    ///
+    /// # Errors
+    /// When files cannot be used.
+    pub fn kubelet_client(&self) -> Result<Pair, Error> {
+        self.client("client-kube-apiserver", "kube-apiserver", &["system:masters"])
+    }
+
+    /// The admin's kubeconfig for a server URL like `https://127.0.0.1:6443`, certificates inside.
+    ///
+    /// # Errors
+    /// When files cannot be used.
+    pub fn admin_kubeconfig(&self, url: &str) -> Result<String, Error> {
+        let pair = self.client("client-admin", "system:admin", &["system:masters"])?;
+        Ok(self.kubeconfig(url, &pair))
+    }
+
+    /// A kubeconfig with any client certificate.
+    pub fn kubeconfig(&self, url: &str, pair: &Pair) -> String {
+        use base64::Engine;
+        let b64 = |s: &str| base64::engine::general_purpose::STANDARD.encode(s);
+        format!(
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: default\n  cluster:\n    certificate-authority-data: {}\n    server: {url}\n\
+             users:\n- name: default\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n\
+             contexts:\n- name: default\n  context:\n    cluster: default\n    user: default\ncurrent-context: default\npreferences: {{}}\n",
+            b64(self.server_ca_pem()),
+            b64(&pair.cert_pem),
+            b64(&pair.key_pem),
+        )
+    }
+
+    /// The key that signs service account tokens (`service.key`, P-256, PKCS#8 PEM).
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub fn service_key(&self) -> Result<KeyPair, Error> {
+        let path = self.dir.join("service.key");
+        if let Some(pem) = read(&path)? {
+            return KeyPair::from_pem(&pem).map_err(|e| broken(&path, e));
+        }
+        let key = KeyPair::generate().map_err(|e| Error::Pki(e.to_string()))?;
+        write(&path, &key.serialize_pem())?;
+        Ok(key)
+    }
+
+    /// TLS of the API server: our certificate, HTTP/2 and 1.1, any client certificate (whose key the client has; the
+    /// chain is looked at when a request is authenticated, so that a foreign one gets a 401 and not a broken connection).
+    ///
+    /// # Errors
+    /// When the protocol versions are not to be had, which they are.
+    pub fn server_config(&self) -> Result<Arc<rustls::ServerConfig>, Error> {
+        let mut c = rustls::ServerConfig::builder_with_provider(self.provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| Error::Pki(e.to_string()))?
+            .with_client_cert_verifier(Arc::new(AnyCertificate { hints: self.clients.clone() }))
+            .with_cert_resolver(self.serving.clone());
+        c.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(c))
+    }
+
+    /// Is this chain (end entity first) of our client authority, for clients, and valid now?
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn verify_client(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
+        let Some((end, intermediates)) = chain.split_first() else { return Err("no certificate".into()) };
+        self.clients.verify_client_cert(end, intermediates, UnixTime::now()).map(drop).map_err(|e| e.to_string())
+    }
+
+    /// What rustls computes with.
+    pub fn provider(&self) -> Arc<CryptoProvider> {
+        self.provider.clone()
+    }
+
+    /// The serving authority for verifying kubelets.
+    pub fn server_ca_der(&self) -> CertificateDer<'static> {
+        self.server_ca.der.clone()
+    }
+}
+
+/// Chain and key for rustls.
+///
+/// # Errors
+/// When the PEM is not a chain and a key.
+pub fn parse(pair: &Pair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(pair.cert_pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|e| Error::Pki(format!("certificate: {e}")))?;
+    let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).map_err(|e| Error::Pki(format!("key: {e}")))?;
+    Ok((chain, key))
+}
+
+fn certified(pair: &Pair, provider: &CryptoProvider) -> Result<CertifiedKey, Error> {
+    let (chain, key) = parse(pair)?;
+    CertifiedKey::from_der(chain, key, provider).map_err(|e| Error::Pki(e.to_string()))
+}
+
+fn until(pair: &Pair) -> u64 {
+    let der = CertificateDer::from_pem_slice(pair.cert_pem.as_bytes()).ok();
+    der.and_then(|d| x509_parser::parse_x509_certificate(&d).ok().map(|(_, c)| c.validity().not_after.timestamp()))
+        .and_then(|t| u64::try_from(t).ok())
+        .unwrap_or(0)
+}
+
+/// The serving certificate, renewed by the first handshake after it has become old.
+struct Serving {
+    current: RwLock<(Arc<CertifiedKey>, u64)>,
+    ca: Ca,
+    wanted: Use,
+    dir: PathBuf,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Serving")
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let at = now();
+        {
+            let current = self.current.read();
+            if at < current.1 {
+                return Some(current.0.clone());
+            }
+        }
+        let mut current = self.current.write();
+        if at >= current.1 {
+            let renewed = self
+                .ca
+                .ensure(&self.dir, "serving-kube-apiserver", "kube-apiserver", &self.wanted, at)
+                .and_then(|pair| Ok((Arc::new(certified(&pair, &self.provider)?), until(&pair) - RENEW_DAYS * DAY)));
+            match renewed {
+                Ok(new) => *current = new,
+                Err(e) => {
+                    tracing::error!(error = %e, "the serving certificate could not be renewed");
+                    current.1 = at + DAY;
+                }
+            }
+        }
+        Some(current.0.clone())
+    }
+}
+
+/// Takes any client certificate whose key the client has.
+#[derive(Debug)]
+struct AnyCertificate {
+    hints: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientCertVerifier for AnyCertificate {
+    fn root_hint_subjects(&self) -> &[rustls::DistinguishedName] {
+        self.hints.root_hint_subjects()
+    }
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.hints.verify_tls12_signature(message, cert, dss)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.hints.verify_tls13_signature(message, cert, dss)
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.hints.supported_verify_schemes()
+    }
+}
+
+/// The first address of a network that a service can have: `10.43.0.0/16` -> `10.43.0.1`.
+pub fn first_address(cidr: &str) -> Option<IpAddr> {
+    let (net, bits) = cidr.split_once('/')?;
+    let _: u8 = bits.parse().ok()?;
+    match net.parse().ok()? {
+        IpAddr::V4(a) => Some(IpAddr::V4((u32::from(a) + 1).into())),
+        IpAddr::V6(a) => Some(IpAddr::V6((u128::from(a) + 1).into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(dir: &Path, extra: &str, at: u64) -> Pki {
+        let names = vec!["kubernetes".to_string(), extra.to_string()];
+        Pki::open_at(dir, names, vec![IpAddr::from([127, 0, 0, 1])], at).expect("pki")
+    }
+
+    #[test]
+    fn certificates_are_kept_over_restarts_and_renewed_for_new_names_or_age() {
+        let dir = tempfile::tempdir().expect("dir");
+        let read = || std::fs::read_to_string(dir.path().join("serving-kube-apiserver.crt")).expect("crt");
+        open(dir.path(), "a", now());
+        let first = read();
+        open(dir.path(), "a", now());
+        assert_eq!(read(), first, "kept");
+        open(dir.path(), "b", now());
+        let second = read();
+        assert_ne!(second, first, "a new name");
+        open(dir.path(), "b", now() + (LEAF_DAYS - RENEW_DAYS + 1) * DAY);
+        assert_ne!(read(), second, "old age");
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(dir.path().join("client-ca.key")).expect("key"));
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn clients_are_verified_against_the_client_authority_only() {
+        let dir = tempfile::tempdir().expect("dir");
+        let pki = open(dir.path(), "a", now());
+        let (mine, _) = parse(&pki.issue_client("jane", &["dev", "ops"]).expect("issue")).expect("parse");
+        assert_eq!(pki.verify_client(&mine), Ok(()));
+        let (server, _) = parse(&pki.issue_server("x", &["x".into()], &[]).expect("issue")).expect("parse");
+        assert!(pki.verify_client(&server).is_err());
+        let other = tempfile::tempdir().expect("dir");
+        let (foreign, _) = parse(&open(other.path(), "a", now()).issue_client("jane", &[]).expect("issue")).expect("parse");
+        assert!(pki.verify_client(&foreign).is_err());
+    }
+
+    #[test]
+    fn a_damaged_file_is_named() {
+        let dir = tempfile::tempdir().expect("dir");
+        open(dir.path(), "a", now());
+        std::fs::write(dir.path().join("client-ca.crt"), "garbage").expect("write");
+        let e = Pki::open_at(dir.path(), vec![], vec![], now()).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(e.contains("client-ca.crt") && e.contains("remove it"), "{e}");
+    }
+
+    #[test]
+    fn the_first_service_address_is_one_after_the_network() {
+        assert_eq!(first_address("10.43.0.0/16"), Some(IpAddr::from([10, 43, 0, 1])));
+        assert_eq!(first_address("nonsense"), None);
+    }
+}
