@@ -321,6 +321,8 @@ impl Changes {
                 | inotify::WatchFlags::DELETE,
         )
         .with_context(|| format!("watch {}", dir.display()))?;
+        // An OwnedFd keeps its descriptor open for as long as it is registered, which is what the deprecation is about.
+        #[allow(deprecated)]
         Ok(Self {
             fd: tokio::io::unix::AsyncFd::new(fd)?,
         })

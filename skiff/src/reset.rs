@@ -32,7 +32,7 @@ pub async fn run(args: ResetArgs) -> Result<()> {
     if let Err(e) = skiff_network::pod::cleanup(&paths::network(&dir)) {
         problems.push(format!("pod network: {e}"));
     }
-    if let Err(e) = skiff_network::proxy::cleanup(&skiff_network::proxy::Config::default()) {
+    if let Err(e) = skiff_network::proxy::cleanup("skiff") {
         problems.push(format!("service proxy: {e}"));
     }
     if let Err(e) = unmount_below(&dir) {

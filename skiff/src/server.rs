@@ -105,9 +105,9 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     write_kubeconfig(
         &args.write_kubeconfig,
         mode,
-        &pki.admin_kubeconfig(api.port())?,
+        &pki.admin_kubeconfig(&format!("https://127.0.0.1:{}", api.address().port()))?,
     )?;
-    tracing::info!(port = api.port(), after = ?begun.elapsed(), "the API answers");
+    tracing::info!(port = api.address().port(), after = ?begun.elapsed(), "the API answers");
 
     // One set of caches for everything in this process. It reads as the administrator; what each part writes, it
     // writes under its own name.
@@ -119,7 +119,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     if on("controllers") {
         let settings = skiff_controllers::Config {
             cluster_cidr: args.cluster_cidr.clone(),
-            root_ca_pem: pki.server_ca_pem(),
+            root_ca_pem: pki.server_ca_pem().to_string(),
             workers: 5,
         };
         tasks.spawn(skiff_controllers::run(
@@ -145,10 +145,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     if let (Some(pods), Some(started)) = (pods, started_runtime) {
         let runtime = started.await.context("the runtime's start was cut off")??;
         if on("service-proxy") {
-            let settings = network::proxy::Config {
-                node_name: node_name.clone(),
-                ..proxy_config(&pods, dns)
-            };
+            let settings = proxy_config(&node_name, cluster_cidr, service_cidr, dns)?;
             let (i, s) = (informers.clone(), stop.clone());
             tasks.spawn(
                 async move { told("service proxy", network::proxy::run(i, settings, s).await) },
@@ -157,13 +154,15 @@ pub async fn run(args: ServerArgs) -> Result<()> {
         if on("dns") {
             pods.add_address(v4(dns)?)
                 .context("the address of the cluster's DNS")?;
-            let settings = dns_config(&args, dns);
+            let settings = dns_config(&args, cluster_cidr, service_cidr, dns);
             let (i, s) = (informers.clone(), stop.clone());
             tasks
                 .spawn(async move { told("cluster DNS", network::dns::run(i, settings, s).await) });
         }
-        let serving = pki.issue_server(
-            &[node_name.clone()],
+        let serving = pki.server(
+            "serving-kubelet",
+            &format!("system:node:{node_name}"),
+            std::slice::from_ref(&node_name),
             &[node_ip, IpAddr::V4(Ipv4Addr::LOCALHOST)],
         )?;
         let settings = kubelet_config(
@@ -172,18 +171,14 @@ pub async fn run(args: ServerArgs) -> Result<()> {
             &node_name,
             node_ip,
             dns,
-            serving,
+            &serving,
             pki.client_ca_pem(),
         )?;
         let (i, s) = (informers.clone(), stop.clone());
         tasks.spawn(async move { told("kubelet", skiff_kubelet::run(i, settings, s).await) });
         let images = runtime.images().clone();
         let archives = paths::images(&dir);
-        tasks.spawn(async move {
-            if let Err(e) = skiff_runtime::images::cmd::import_directory(&images, &archives).await {
-                tracing::warn!(error = %e, "images could not be imported at start");
-            }
-        });
+        tasks.spawn_blocking(move || import(&images, &archives));
         let s = stop.clone();
         tasks.spawn(async move {
             if let Err(e) = runtime.join().await {
@@ -201,8 +196,23 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     {
         tracing::warn!("some parts did not end within 10 s");
     }
-    api.join().await;
+    api.stopped().await;
     Ok(())
+}
+
+/// Imports the archives of `agent/images`. A bad one does not hinder the others.
+fn import(store: &skiff_runtime::images::ImageStore, dir: &Path) {
+    let say = |line: &str| tracing::debug!("{line}");
+    match skiff_runtime::images::import::import_dir(store, dir, &say) {
+        Ok(results) => {
+            for (file, result) in results {
+                if let Err(e) = result {
+                    tracing::warn!(file = %file.display(), error = %e, "an image archive was not imported");
+                }
+            }
+        }
+        Err(e) => tracing::warn!(error = %e, "images were not imported at start"),
+    }
 }
 
 fn told(part: &str, result: Result<(), impl std::fmt::Display>) {
@@ -388,14 +398,32 @@ fn taints(args: &ServerArgs) -> Result<Vec<k8s_openapi::api::core::v1::Taint>> {
         .collect()
 }
 
-fn proxy_config(pods: &network::PodNetwork, dns: IpAddr) -> network::proxy::Config {
-    let _ = (pods, dns);
-    network::proxy::Config::default()
+fn proxy_config(
+    node_name: &str,
+    cluster: network::Cidr,
+    service: network::Cidr,
+    dns: IpAddr,
+) -> Result<network::proxy::ProxyConfig> {
+    Ok(network::proxy::ProxyConfig {
+        cluster_cidr: cluster,
+        service_cidr: service,
+        cluster_dns: Some(v4(dns)?),
+        ..network::proxy::ProxyConfig::new(node_name)
+    })
 }
 
-fn dns_config(args: &ServerArgs, dns: IpAddr) -> network::dns::Config {
-    let _ = (args, dns);
-    network::dns::Config::default()
+fn dns_config(
+    args: &ServerArgs,
+    cluster: network::Cidr,
+    service: network::Cidr,
+    dns: IpAddr,
+) -> network::dns::DnsConfig {
+    network::dns::DnsConfig {
+        domain: args.cluster_domain.clone(),
+        listen: SocketAddr::new(dns, 53),
+        local: vec![cluster, service],
+        resolv_conf: args.resolv_conf.clone(),
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -405,17 +433,17 @@ fn kubelet_config(
     node_name: &str,
     node_ip: IpAddr,
     dns: IpAddr,
-    serving: (String, String),
-    client_ca: String,
+    serving: &skiff_apiserver::auth::pki::Pair,
+    client_ca: &str,
 ) -> Result<skiff_kubelet::Config> {
     Ok(skiff_kubelet::Config {
         node_ips: vec![node_ip],
         cluster_dns: vec![dns],
         cluster_domain: args.cluster_domain.clone(),
         listen: SocketAddr::new(args.bind_address, 10250),
-        tls_cert_pem: serving.0.into_bytes(),
-        tls_key_pem: serving.1.into_bytes(),
-        client_ca_pem: client_ca.into_bytes(),
+        tls_cert_pem: serving.cert_pem.clone().into_bytes(),
+        tls_key_pem: serving.key_pem.clone().into_bytes(),
+        client_ca_pem: client_ca.as_bytes().to_vec(),
         cgroup_root: paths::cgroup(dir),
         resolv_conf: args.resolv_conf.clone(),
         node_labels: labels(args)?,
