@@ -51,7 +51,7 @@ pub struct Config {
     /// Log files kept for each container (5).
     pub container_log_max_files: usize,
     /// In one process with the control plane: use the caches of all pods and nodes that its components have anyway,
-    /// rather than watches of this node's objects alone.
+    /// rather than watches of this node's objects alone. An agent that reaches the API over HTTPS sets it to false.
     pub shared_caches: bool,
     /// status.nodeInfo.kubeletVersion, e.g. `v1.36.0+skiff`.
     pub version: String,
@@ -83,7 +83,7 @@ impl Config {
             image_gc_low_percent: 80,
             container_log_max_size: 10 << 20,
             container_log_max_files: 5,
-            shared_caches: false,
+            shared_caches: true,
             version: "v1.36.0+skiff".into(),
         }
     }

@@ -720,12 +720,12 @@ impl Start {
             .create_container(&self.sandbox, config, sandbox_config)
             .await
             .map_err(|e| error("CreateContainerError", e.message))?;
-        self.note(k, "Created", &format!("Created container: {}", self.name));
+        self.note(k, "Created", "Container created");
         k.cri
             .start_container(&id)
             .await
             .map_err(|e| error("RunContainerError", e.message))?;
-        self.note(k, "Started", &format!("Started container {}", self.name));
+        self.note(k, "Started", "Container started");
 
         if let Some(hook) = c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
             // Others may see that the container runs while its hook does.
