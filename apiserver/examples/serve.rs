@@ -7,6 +7,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut config = skiff_apiserver::Config::new(dir);
     config.bind_address = [127, 0, 0, 1].into();
+    // Endpoints may not be loopback addresses; nobody connects to this one.
+    config.advertise_address = [192, 0, 2, 1].into();
     config.https_listen_port = args.next().map_or(Ok(0), |p| p.parse())?;
     let cancel = tokio_util::sync::CancellationToken::new();
     let handle = skiff_apiserver::serve(config, cancel.clone()).await?;

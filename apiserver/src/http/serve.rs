@@ -104,8 +104,7 @@ async fn connection(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(IDLE)
-        .pipeline_flush(true);
+        .header_read_timeout(IDLE);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -22,6 +22,7 @@ pub fn suffix() -> String {
 pub async fn create(call: &Call, body: &[u8]) -> Answer {
     let (mut object, mut warnings) = input::object(call, body)?;
     meta::match_namespace(&call.row, &mut object, &call.namespace)?;
+    meta::drop_managed_fields(&mut object);
     let written = create_object(&call.target(), object, &mut warnings).await?;
     written.answer(call, 201, &warnings)
 }

@@ -51,9 +51,22 @@ fn bump_generation(m: &mut Map<String, Value>) {
     }
 }
 
-/// Drops what is not kept: managedFields (no server-side apply yet), selfLink, and null entries of metadata.
+/// Drops what is not kept: selfLink, and null entries of metadata.
 fn strip(m: &mut Map<String, Value>) {
-    m.retain(|k, v| !(v.is_null() || k == "managedFields" || k == "selfLink"));
+    m.retain(|k, v| !(v.is_null() || k == "selfLink"));
+}
+
+/// Forgets who owns which field.
+pub fn drop_managed_fields(object: &mut Value) {
+    if let Some(m) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        m.shift_remove("managedFields");
+    }
+}
+
+/// Is it known who owns which field? It is from an object's first server-side apply on: before that nobody asks, and
+/// keeping it would double every object.
+pub fn has_managed_fields(object: &Value) -> bool {
+    object.pointer("/metadata/managedFields").and_then(Value::as_array).is_some_and(|l| !l.is_empty())
 }
 
 /// Sets or checks the namespace (rest.EnsureObjectNamespaceMatchesRequestNamespace).

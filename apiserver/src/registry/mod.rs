@@ -204,6 +204,15 @@ impl Call {
         }
     }
 
+    /// Who manages the fields that this request writes.
+    pub fn manager(&self) -> String {
+        if !self.options.field_manager.is_empty() {
+            return self.options.field_manager.clone();
+        }
+        let agent = self.headers.get(::http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("");
+        skiff_api::patch::apply::default_manager(agent)
+    }
+
     /// The store's key of the object of the path.
     pub fn key(&self) -> String {
         self.row.key(&self.namespace, &self.name)

@@ -1,12 +1,15 @@
 //! `update`: PUT of an object or a subresource of its own kind, and the one way in which any stored object is changed
 //! ([`update_object`]: read, change, check, compare and write, again on conflict).
 
+use super::table::Row;
 use super::{Call, Target, Written, create, encode, form, input, meta};
 use crate::http::Answer;
 use crate::store::{Entry, Expect};
 use crate::{Operation, Write, admission, special};
 use serde_json::Value;
 use skiff_api::field::FieldError;
+use skiff_api::patch::apply;
+use skiff_api::schema;
 use skiff_api::status::Status;
 use std::sync::Arc;
 
@@ -34,13 +37,14 @@ pub async fn update(call: &Call, body: &[u8]) -> Answer {
             return Err(call.not_found());
         }
         let mut object = object;
+        meta::drop_managed_fields(&mut object);
         meta::match_namespace(&call.row, &mut object, &call.namespace)?;
         let written = create::create_object(&target, object, &mut warnings).await?;
         return written.answer(call, 201, &warnings);
     }
     let given = meta::text(&object, "resourceVersion").to_string();
     let explicit = !given.is_empty() && given != "0";
-    let written = update_object(&target, &mut warnings, explicit, |_| Ok(object.clone())).await?;
+    let written = update_object_as(&target, Some(&call.manager()), &mut warnings, explicit, |_| Ok(object.clone())).await?;
     written.answer(call, 200, &warnings)
 }
 
@@ -58,6 +62,20 @@ pub async fn update_object(
     target: &Target<'_>,
     warnings: &mut Vec<String>,
     explicit: bool,
+    change: impl FnMut(&Value) -> Result<Value, Status>,
+) -> Result<Written, Status> {
+    update_object_as(target, None, warnings, explicit, change).await
+}
+
+/// The same; `manager` is who owns the fields that change (None: managedFields are as `change` gives them).
+///
+/// # Errors
+/// As [`update_object`].
+pub async fn update_object_as(
+    target: &Target<'_>,
+    manager: Option<&str>,
+    warnings: &mut Vec<String>,
+    explicit: bool,
     mut change: impl FnMut(&Value) -> Result<Value, Status>,
 ) -> Result<Written, Status> {
     let row = target.row;
@@ -70,7 +88,7 @@ pub async fn update_object(
             .store
             .get(&key)
             .ok_or_else(|| Status::not_found(&row.group, &row.plural, target.name))?;
-        match attempt(target, &key, &entry, warnings, &mut change).await? {
+        match attempt(target, manager, &key, &entry, warnings, &mut change).await? {
             Some(written) => return Ok(written),
             None if explicit => return Err(conflict(target, MODIFIED)),
             None => {}
@@ -79,9 +97,19 @@ pub async fn update_object(
     Err(conflict(target, MODIFIED))
 }
 
+/// Top-level fields that an endpoint does not write, so that nobody comes to own them through it.
+pub fn ignored(row: &Row, subresource: &str) -> &'static [&'static str] {
+    match subresource {
+        "status" => &["spec"],
+        "" if row.subresource("status").is_some() => &["status"],
+        _ => &[],
+    }
+}
+
 /// One attempt; None when somebody else wrote first.
 async fn attempt(
     target: &Target<'_>,
+    manager: Option<&str>,
     key: &str,
     entry: &Arc<Entry>,
     warnings: &mut Vec<String>,
@@ -140,6 +168,20 @@ async fn attempt(
         "status" => (row.strategy.prepare_status_update)(&context, &mut write.object, &old),
         // finalize, ephemeralcontainers, resize: only the named part is taken from the new object.
         other => super::partial::prepare(other, &mut write.object, &old),
+    }
+    if let Some(manager) = manager {
+        if meta::has_managed_fields(&old) {
+            let request = apply::Request {
+                manager,
+                api_version: &row.api_version(),
+                subresource: target.subresource,
+                now: &context.now,
+                ignored: ignored(row, target.subresource),
+            };
+            apply::track_update(&old, &mut write.object, schema::find(&row.schema), &request);
+        } else {
+            meta::drop_managed_fields(&mut write.object);
+        }
     }
     meta::count_generation(row, &mut write.object, &old);
     write.old = Some(old);

@@ -19,7 +19,7 @@ pub fn runtime() -> &'static tokio::runtime::Runtime {
 }
 
 /// Runs a test, with an end in sight.
-pub fn run(test: impl Future<Output = ()> + Send + 'static) {
+pub fn run(test: impl Future<Output = ()>) {
     runtime().block_on(async {
         tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test took more than a minute");
     });
@@ -40,6 +40,8 @@ pub async fn another_server() -> Handle {
     let dir = tempfile::tempdir().expect("a directory").keep();
     let mut config = Config::new(dir);
     config.bind_address = [127, 0, 0, 1].into();
+    // Endpoints may not be loopback addresses; nobody connects to this one.
+    config.advertise_address = [192, 0, 2, 1].into();
     config.https_listen_port = 0;
     serve(config, CancellationToken::new()).await.expect("the server starts")
 }

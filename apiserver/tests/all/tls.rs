@@ -69,7 +69,8 @@ fn anonymous_gets_health_and_version_and_nothing_else() {
 #[test]
 fn what_is_no_http_does_no_harm() {
     run(async {
-        raw("NONSENSE\r\n\r\n").await;
+        let a = raw("NONSENSE\r\n\r\n").await;
+        assert!(a.starts_with("HTTP/1.1 400 "), "{a}");
         raw("\x16\x03\x01 not even TLS").await;
         assert!(raw("GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.ends_with("ok"));
     });

@@ -64,7 +64,8 @@ fn bad_requests_get_upstreams_status() {
             ("POST over all namespaces", "POST", "/api/v1/configmaps".into(), "application/json", config_map("x").to_string(), 405, "MethodNotAllowed", "the server does not allow this method on the requested resource"),
             ("unknown resource", "POST", "/api/v1/namespaces/default/widgets".into(), "application/json", "{}".into(), 404, "NotFound", "the server could not find the requested resource"),
             ("unknown dryRun", "POST", format!("{cms}?dryRun=Some"), "application/json", config_map("x").to_string(), 422, "Invalid", "dryRun"),
-            ("apply", "PATCH", format!("{cms}/there"), "application/apply-patch+yaml", "{}".into(), 415, "UnsupportedMediaType", ""),
+            ("apply without a manager", "PATCH", format!("{cms}/there"), "application/apply-patch+yaml", "{}".into(), 422, "Invalid", "fieldManager: Required value: is required for apply patch"),
+            ("unknown patch", "PATCH", format!("{cms}/there"), "application/json", "{}".into(), 415, "UnsupportedMediaType", ""),
             ("patch of nothing", "PATCH", format!("{cms}/nothing"), MERGE, "{}".into(), 404, "NotFound", ""),
             ("broken patch", "PATCH", format!("{cms}/there"), JSON_PATCH, "{".into(), 400, "BadRequest", ""),
             ("broken YAML", "POST", cms.clone(), "application/yaml", "a: [".into(), 400, "BadRequest", ""),
@@ -288,5 +289,34 @@ fn what_kubectl_sends_in_protobuf_is_understood() {
         let body = "k8s\0\n\x0f\n\x02v1\x12\tNamespace\x12\x1c\n\x14\n\x04demo\x12\0\x1a\0\"\0*\x002\08\0B\0\x12\0\x1a\x02\n\0\x1a\0\"\0";
         let a = ask("POST", "/api/v1/namespaces?fieldValidation=Strict", &[("content-type", "application/vnd.kubernetes.protobuf"), ("accept", "application/vnd.kubernetes.protobuf,application/json")], body).await;
         assert_eq!((a.code, &a.body["metadata"]["name"]), (201, &json!("demo")), "{}", a.text);
+    });
+}
+
+#[test]
+fn server_side_apply_creates_owns_and_conflicts() {
+    run(async {
+        let ns = namespace("w-apply").await;
+        let path = format!("{ns}/configmaps/a");
+        let apply = async |manager: &str, force: bool, body: Value| {
+            ask("PATCH", &format!("{path}?fieldManager={manager}&force={force}"), &[("content-type", "application/apply-patch+yaml")], body.to_string()).await
+        };
+        let of = |data: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data});
+        let a = apply("one", false, of(json!({"x": "1", "y": "1"}))).await;
+        assert_eq!((a.code, &a.body["metadata"]["managedFields"][0]["manager"]), (201, &json!("one")), "{}", a.text);
+        let same = apply("one", false, of(json!({"x": "1", "y": "1"}))).await;
+        assert_eq!((same.code, same.version()), (200, a.version()), "{}", same.text);
+        let b = apply("two", false, of(json!({"x": "2"}))).await;
+        assert_eq!((b.code, b.reason(), b.message()), (409, "Conflict", "Apply failed with 1 conflict: conflict with \"one\": .data.x"), "{}", b.text);
+        let b = apply("two", true, of(json!({"x": "2"}))).await;
+        assert_eq!((b.code, &b.body["data"]), (200, &json!({"x": "2", "y": "1"})), "{}", b.text);
+        // What a manager leaves out goes, if nobody else owns it.
+        let c = apply("one", false, of(json!({}))).await;
+        assert_eq!((c.code, &c.body["data"]), (200, &json!({"x": "2"})), "{}", c.text);
+        // Other writes are recorded from now on.
+        let p = patch(MERGE, &format!("{path}?fieldManager=three"), json!({"data": {"z": "3"}})).await;
+        assert!(p.body["metadata"]["managedFields"].as_array().into_iter().flatten().any(|m| m["manager"] == "three"), "{}", p.text);
+        // An object that was never applied carries none.
+        let plain = post(&format!("{ns}/configmaps"), config_map("plain")).await;
+        assert!(plain.body["metadata"].get("managedFields").is_none());
     });
 }
