@@ -857,6 +857,7 @@ mod tests {
             .build(&format!(
                 "ARG BASE=scratch\n{}COPY etc/passwd /etc/passwd\nENV A=1 B=\"two words\"\nARG WHO=world\nWORKDIR /srv\n\
                  RUN echo \"hi $WHO $B\" > greeting && id -u > uid && pwd > cwd && echo $$ > pid && hostname > host\n\
+                 RUN [\"true\"]\n\
                  RUN rm /bin/ls && mkdir -p /data && chmod 1777 /data\n\
                  COPY --chown=web --chmod=640 www/ page/\nUSER web\nRUN id -u > /data/who && id -g >> /data/who && grep Cap /proc/self/status > /data/caps\n\
                  EXPOSE 80 90-91/udp\nVOLUME /vol\nLABEL x=\"$A\" y=z\nSTOPSIGNAL SIGQUIT\nENTRYPOINT [\"httpd\"]\nCMD -f -p 80\nHEALTHCHECK NONE\n",

@@ -867,6 +867,44 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_is_said_and_leaves_nothing() {
+        let t = tempfile::tempdir().unwrap();
+        let small = t.path().join("small");
+        fs::create_dir(&small).unwrap();
+        let options: Option<&std::ffi::CStr> = Some(c"size=1m");
+        rustix::mount::mount(
+            "tmpfs",
+            &small,
+            "tmpfs",
+            rustix::mount::MountFlags::empty(),
+            options,
+        )
+        .unwrap();
+        let run = || {
+            let f = t.path().join("archive.tar");
+            fs::write(&f, docker_archive()).unwrap();
+            let s = ImageStore::open(&small).unwrap();
+            let e = import_file(&s, &f, &ImportOptions::default(), &|_| {}).unwrap_err();
+            s.collect().unwrap();
+            (
+                e.code(),
+                e.to_string(),
+                leftovers(&s),
+                s.images().unwrap().len(),
+            )
+        };
+        let got = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        rustix::mount::unmount(&small, rustix::mount::UnmountFlags::DETACH).unwrap();
+        let (code, text, left, images) = got.unwrap();
+        assert_eq!(code, tonic::Code::ResourceExhausted, "{text}");
+        assert!(
+            text.contains("No space left") && text.contains("bin/busybox"),
+            "{text}"
+        );
+        assert_eq!((left, images), ((0, 0, 0), 0));
+    }
+
+    #[test]
     fn a_name_moves_to_the_newer_image() {
         let (t, s, r) = import(&docker_archive(), ".tar");
         r.unwrap();

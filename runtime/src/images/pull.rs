@@ -436,7 +436,7 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(got.id, id);
-        assert_eq!(got.repo_tags, [name.clone()]);
+        assert_eq!(got.repo_tags, std::slice::from_ref(&name));
         let root = s.hold(&name, "c").unwrap();
         assert_eq!(
             std::fs::read(root.lowerdirs[0].join("etc/b")).unwrap(),

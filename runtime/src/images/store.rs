@@ -787,4 +787,51 @@ pub(crate) mod tests {
         let e = ImageStore::open(t.path()).err().unwrap().to_string();
         assert!(e.contains("index.json") && e.contains("damaged"), "{e}");
     }
+
+    #[test]
+    fn many_who_add_remove_hold_and_collect_never_lose_a_layer_in_use() {
+        let t = tempfile::tempdir().unwrap();
+        ImageStore::open(t.path()).unwrap();
+        std::thread::scope(|scope| {
+            for worker in 0..6 {
+                let root = t.path();
+                scope.spawn(move || {
+                    // Each with a store of its own, as processes have.
+                    let s = ImageStore::open(root).unwrap();
+                    for round in 0..25 {
+                        let name = format!("img{}", (worker + round) % 4);
+                        match (worker + round) % 3 {
+                            0 => drop(put_image(
+                                &s,
+                                &name,
+                                &["base", "middle", &format!("top{}", round % 2)],
+                            )),
+                            1 => {
+                                let holder = format!("c{worker}");
+                                if let Ok(held) = s.hold(&name, &holder) {
+                                    s.collect().unwrap();
+                                    for d in &held.lowerdirs {
+                                        assert!(
+                                            d.join("file").is_file(),
+                                            "{} of {name}",
+                                            d.display()
+                                        );
+                                    }
+                                }
+                                s.release(&holder).unwrap();
+                            }
+                            _ => drop(s.remove(&name).unwrap()),
+                        }
+                    }
+                });
+            }
+        });
+        let s = ImageStore::open(t.path()).unwrap();
+        for i in s.images().unwrap().iter() {
+            for d in s.lowerdirs(&i.layers) {
+                assert!(d.join("file").is_file());
+            }
+        }
+        assert_eq!(fs::read_dir(s.root().join("tmp")).unwrap().count(), 0);
+    }
 }
