@@ -14,7 +14,6 @@ pub mod openapi;
 pub mod patch;
 pub mod protobuf;
 pub mod quantity;
-pub mod rbac;
 pub mod resource;
 pub mod schema;
 pub mod selector;

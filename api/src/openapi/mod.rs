@@ -103,7 +103,7 @@ fn reachable(roots: &BTreeSet<&'static str>) -> BTreeSet<&'static str> {
         let Some(def) = schema::find(name) else {
             continue;
         };
-        for f in &def.fields {
+        for f in def.fields {
             let mut ty = &f.ty;
             while let Some(e) = ty.element() {
                 ty = e;

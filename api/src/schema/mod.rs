@@ -171,7 +171,7 @@ pub struct TypeDef {
     /// `x-kubernetes-map-type: atomic`: server-side apply replaces it as a whole.
     pub atomic: bool,
     /// Fields, sorted by name.
-    pub fields: Vec<Field>,
+    pub fields: &'static [Field],
     /// What it is served as; empty for parts.
     pub gvks: Vec<Gvk>,
     /// Unions.
@@ -267,20 +267,21 @@ fn read(text: &'static str) -> Table {
             (scalar != "E").then(|| interner.parse(scalar, &[]))
         })
         .collect();
+    // All fields in one allocation, the definitions hold parts of it: thousands of growing lists would leave holes.
+    let count = text.lines().filter(|l| l.starts_with("F ")).count();
+    let mut fields: Vec<Field> = Vec::with_capacity(count);
+    let mut ends: Vec<usize> = Vec::with_capacity(scalars.len());
     let mut defs: Vec<TypeDef> = Vec::with_capacity(scalars.len());
     for line in text.lines() {
         let mut words = line.split(' ');
         let tag = words.next().unwrap_or("");
         if tag == "D" {
-            let name = words.next().unwrap_or("");
-            if let Some(last) = defs.last_mut() {
-                last.fields.shrink_to_fit();
-            }
+            ends.push(fields.len());
             defs.push(TypeDef {
-                name,
+                name: words.next().unwrap_or(""),
                 scalar: scalars.get(defs.len()).copied().flatten(),
                 atomic: words.any(|w| w == "M=atomic"),
-                fields: Vec::new(),
+                fields: &[],
                 gvks: Vec::new(),
                 unions: Vec::new(),
             });
@@ -291,6 +292,7 @@ fn read(text: &'static str) -> Table {
             "G" => {
                 let mut next = || words.next().unwrap_or("");
                 let (group, version, kind) = (next(), next(), next());
+                def.gvks.reserve_exact(1);
                 def.gvks.push(Gvk {
                     group: if group == "-" { "" } else { group },
                     version,
@@ -307,10 +309,15 @@ fn read(text: &'static str) -> Table {
             "F" => {
                 let name = words.next().unwrap_or("");
                 let ty = interner.parse(words.next().unwrap_or("*"), &scalars);
-                def.fields.push(field(name, ty, words));
+                fields.push(field(name, ty, words));
             }
             _ => {}
         }
+    }
+    let fields: &'static [Field] = Vec::leak(fields);
+    ends.push(fields.len());
+    for (d, w) in defs.iter_mut().zip(ends.windows(2)) {
+        d.fields = &fields[w[0]..w[1]];
     }
     let mut by_gvk: Vec<(Gvk, u16)> = Vec::new();
     for (i, d) in defs.iter().enumerate() {
@@ -384,7 +391,7 @@ pub fn lookup(name: &str) -> &'static TypeDef {
         name: "unknown",
         scalar: Some(Type::Any),
         atomic: false,
-        fields: Vec::new(),
+        fields: &[],
         gvks: Vec::new(),
         unions: Vec::new(),
     };
@@ -461,7 +468,7 @@ mod tests {
             for w in d.fields.windows(2) {
                 assert!(w[0].name < w[1].name, "{}", d.name);
             }
-            for f in &d.fields {
+            for f in d.fields {
                 let mut ty = &f.ty;
                 while let Some(e) = ty.element() {
                     ty = e;
