@@ -9,6 +9,8 @@
 pub mod conformance;
 pub mod disk;
 pub mod embedded;
+#[cfg(test)]
+mod embedded_tests;
 pub mod memory;
 
 use async_trait::async_trait;
