@@ -2,8 +2,8 @@
 //! (linux/netfilter/nf_tables.h); decides nothing about what the rules are for. IPv4 family only.
 
 use super::{
-    Messages, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, Result, Socket, attr_of, attrs,
-    text,
+    Error, Messages, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, Result, Socket, attr_of,
+    attrs, text,
 };
 use rustix::io::Errno;
 use std::net::Ipv4Addr;
@@ -829,7 +829,8 @@ impl Socket {
         t.delete_table();
         match self.commit(t) {
             Err(e) if e.is(&[Errno::NOENT]) => Ok(()),
-            other => other,
+            Err(e) => Err(owned(name, e)),
+            Ok(()) => Ok(()),
         }
     }
 
@@ -861,9 +862,20 @@ impl Socket {
             {
                 attempt(0)
             }
-            other => other,
+            Err(e) => Err(owned(name, e)),
+            Ok(()) => Ok(()),
         }
     }
+}
+
+/// Says why a table may not be touched.
+fn owned(name: &str, mut error: Error) -> Error {
+    if error.is(&[Errno::PERM]) {
+        error.note = Some(format!(
+            "the table {name} belongs to a running process: is another skiff server in this network namespace?"
+        ));
+    }
+    error
 }
 
 #[cfg(test)]

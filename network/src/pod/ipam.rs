@@ -173,6 +173,35 @@ impl Ipam {
         Ok(address)
     }
 
+    /// Puts a sandbox on record that has an address already.
+    ///
+    /// # Errors
+    /// When the address is another sandbox's or not of this network, or the disk refuses.
+    pub fn adopt(
+        &mut self,
+        id: &str,
+        address: Ipv4Addr,
+        ports: &[HostPort],
+    ) -> Result<(), PodError> {
+        check_id(id)?;
+        if self.records.get(id).is_some_and(|r| r.address == address) {
+            return Ok(());
+        }
+        if self.taken.contains(&address) || !self.cidr.contains(address) {
+            return Err(PodError::Foreign(address, self.cidr));
+        }
+        self.release(id);
+        let record = Record {
+            address,
+            ports: ports.to_vec(),
+        };
+        let bytes = serde_json::to_vec(&record).unwrap_or_default();
+        write_file(&self.dir.join("pods").join(id), &bytes)?;
+        self.taken.insert(address);
+        self.records.insert(id.to_string(), record);
+        Ok(())
+    }
+
     /// Gives a sandbox's address back; None when it had none.
     pub fn release(&mut self, id: &str) -> Option<Record> {
         let record = self.records.remove(id)?;

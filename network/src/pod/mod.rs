@@ -63,6 +63,16 @@ pub enum PodError {
     /// A host port that another pod has.
     #[error("host port {0} is taken by sandbox {1}")]
     HostPortTaken(String, String),
+    /// An address that cannot be put on record.
+    #[error(
+        "the address {0} is another pod's, or not of the pod network {1}; delete the pod, and it is made anew"
+    )]
+    Foreign(Ipv4Addr, Cidr),
+    /// Something of ours has been taken away.
+    #[error(
+        "{0} is gone: somebody has removed it; restart the server to set the pod network up again"
+    )]
+    Gone(String),
     /// The network is too small.
     #[error("the pod network {0} has no room for a gateway and a pod; use a /30 or larger")]
     TooSmall(Cidr),
@@ -395,6 +405,58 @@ impl PodNetwork {
         Ok(())
     }
 
+    /// Puts a running sandbox with this address on record, where the record was lost (a deleted state directory). What
+    /// is on record already stays as it is.
+    ///
+    /// # Errors
+    /// When its interface is gone, or the address is another's: then the sandbox has to be made anew.
+    pub async fn restore(
+        &self,
+        sandbox_id: &str,
+        address: Ipv4Addr,
+        ports: &[HostPort],
+    ) -> Result<(), PodError> {
+        let (this, id, ports) = (self.inner.clone(), sandbox_id.to_string(), ports.to_vec());
+        blocking(move || {
+            let mut state = this.state.lock();
+            if state.ipam.get(&id).is_some() {
+                return Ok(());
+            }
+            let name = host_link_name(&id);
+            if state.route.link(&name)?.is_none() {
+                return Err(PodError::Gone(format!(
+                    "the interface {name} of sandbox {id}"
+                )));
+            }
+            taken_port(&state.ipam, &id, &ports)?;
+            state.ipam.adopt(&id, address, &ports)?;
+            this.open_ports(&mut state, address, &ports)
+        })
+        .await
+    }
+
+    /// Can pods be attached? Looks whether bridge and nft table are still there.
+    ///
+    /// # Errors
+    /// [`PodError::Gone`] names what is missing.
+    pub async fn ready(&self) -> Result<(), PodError> {
+        let this = self.inner.clone();
+        blocking(move || {
+            let mut state = this.state.lock();
+            if !state.route.link(&this.config.bridge)?.is_some_and(|l| l.up) {
+                return Err(PodError::Gone(format!("the bridge {}", this.config.bridge)));
+            }
+            if state.nft.table(&this.config.table)?.is_none() {
+                return Err(PodError::Gone(format!(
+                    "the nft table {}",
+                    this.config.table
+                )));
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Gives a sandbox its interface `eth0`, address, routes and host ports. A second call for the same sandbox makes
     /// them anew with the same address. Nothing is left behind when it fails.
     ///
@@ -544,13 +606,30 @@ impl Inner {
         route::host_route(&mut m, address, index, self.gateway);
         route::permanent_neighbour(&mut m, index, address, pod_mac(address));
         state.route.send_all(m)?;
-        if !ports.is_empty() {
-            let elements: Vec<Element> = ports.iter().map(|p| p.element(address)).collect();
-            let mut t = Transaction::new(&self.config.table);
-            t.add_elements(rules::HOST_PORTS, &elements);
-            state.nft.commit(t)?;
-        }
+        self.open_ports(&mut state, address, ports)?;
         Ok(address)
+    }
+
+    fn open_ports(
+        &self,
+        state: &mut State,
+        address: Ipv4Addr,
+        ports: &[HostPort],
+    ) -> Result<(), PodError> {
+        let elements: Vec<Element> = ports.iter().map(|p| p.element(address)).collect();
+        let mut t = Transaction::new(&self.config.table);
+        t.add_elements(rules::HOST_PORTS, &elements);
+        state.nft.commit(t)?;
+        if ports.iter().any(|p| p.protocol == Protocol::Udp) {
+            // Flows that passed untranslated before, of clients that were here earlier than the pod.
+            state.nft.delete_flows(Protocol::Udp.number(), |f| {
+                f.reply.source == f.original.destination
+                    && ports
+                        .iter()
+                        .any(|p| p.host_port == f.original.destination_port)
+            })?;
+        }
+        Ok(())
     }
 
     fn detach(&self, id: &str, release: bool) -> Result<(), PodError> {

@@ -6,11 +6,13 @@
 //! loopback included (as its iptables mode does); clients of a node port whose endpoint is on this node keep their
 //! address under either policy; session affinity is kept for each address of a Service by itself.
 
+pub mod health;
 pub mod plan;
 pub mod program;
 pub mod rules;
 
 use crate::{Cidr, netlink};
+use health::HealthPorts;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use plan::Node;
@@ -76,6 +78,16 @@ fn owner(slice: &EndpointSlice) -> Option<ObjectKey> {
     ))
 }
 
+/// What a Service wants that changed.
+pub struct Change {
+    /// Which Service.
+    pub key: ObjectKey,
+    /// Its rules.
+    pub rules: Vec<plan::Rule>,
+    /// Its health check node port, and how many endpoints it has here.
+    pub health: Option<(u16, usize)>,
+}
+
 /// Services with their slices, and which of them have changed.
 #[derive(Default)]
 pub struct Tracker {
@@ -133,24 +145,29 @@ impl Tracker {
         }
     }
 
-    /// The rules of each Service that changed since the last call.
-    pub fn changes(&mut self, node: &Node) -> Vec<(ObjectKey, Vec<plan::Rule>)> {
+    /// What each Service that changed since the last call wants now.
+    pub fn changes(&mut self, node: &Node) -> Vec<Change> {
         std::mem::take(&mut self.dirty)
             .into_iter()
             .map(|key| {
-                let rules = match self.services.get(&key) {
-                    Some(service) => {
-                        let slices: Vec<Arc<EndpointSlice>> = self
-                            .slices
-                            .get(&key)
-                            .into_iter()
-                            .flat_map(|s| s.values().cloned())
-                            .collect();
-                        plan::plan(service, &slices, node)
-                    }
-                    None => Vec::new(),
+                let Some(service) = self.services.get(&key) else {
+                    return Change {
+                        key,
+                        rules: Vec::new(),
+                        health: None,
+                    };
                 };
-                (key, rules)
+                let slices: Vec<Arc<EndpointSlice>> = self
+                    .slices
+                    .get(&key)
+                    .into_iter()
+                    .flat_map(|s| s.values().cloned())
+                    .collect();
+                Change {
+                    rules: plan::plan(service, &slices, node),
+                    health: plan::health(service, &slices, node),
+                    key,
+                }
             })
             .collect()
     }
@@ -165,8 +182,10 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn sync(&mut self, changes: Vec<(ObjectKey, Vec<plan::Rule>)>) -> Result<(), ProxyError> {
-        let diff = self.rules.update(changes);
+    fn sync(&mut self, changes: Vec<Change>) -> Result<(), ProxyError> {
+        let diff = self
+            .rules
+            .update(changes.into_iter().map(|c| (c.key, c.rules)));
         if self.current && diff.is_empty() && diff.lost.is_empty() && diff.gained.is_empty() {
             return Ok(());
         }
@@ -226,6 +245,7 @@ pub async fn run_on(
     let mut service_events = services.subscribe();
     let mut slice_events = slices.subscribe();
     let mut tracker = Tracker::default();
+    let mut health_ports = HealthPorts::default();
     let mut retry = Duration::from_millis(500);
     loop {
         while let Ok(event) = service_events.try_recv() {
@@ -235,6 +255,9 @@ pub async fn run_on(
             tracker.slice(event);
         }
         let changes = tracker.changes(&node);
+        for change in &changes {
+            health_ports.set(&change.key, change.health);
+        }
         let (back, result) = tokio::task::spawn_blocking(move || {
             let result = kernel.sync(changes);
             (kernel, result)

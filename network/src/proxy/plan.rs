@@ -303,6 +303,31 @@ pub fn plan(service: &Service, slices: &[Arc<EndpointSlice>], node: &Node) -> Ve
     rules
 }
 
+/// The health check node port of a Service (type LoadBalancer, externalTrafficPolicy Local) with the number of its
+/// ready endpoints on this node.
+pub fn health(
+    service: &Service,
+    slices: &[Arc<EndpointSlice>],
+    node: &Node,
+) -> Option<(u16, usize)> {
+    let spec = service.spec.as_ref()?;
+    let asked = spec.type_.as_deref() == Some("LoadBalancer")
+        && spec.external_traffic_policy.as_deref() == Some("Local")
+        && !is_foreign(service.metadata.labels.as_ref());
+    let port = u16::try_from(spec.health_check_node_port?).ok()?;
+    if !asked || port == 0 {
+        return None;
+    }
+    let here: BTreeSet<&str> = slices
+        .iter()
+        .flat_map(|s| s.endpoints.iter().flatten())
+        .filter(|e| e.node_name.as_deref() == Some(node.name.as_str()))
+        .filter(|e| e.conditions.as_ref().and_then(|c| c.ready) != Some(false))
+        .filter_map(|e| e.addresses.first().map(String::as_str))
+        .collect();
+    Some((port, here.len()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -454,6 +479,22 @@ mod tests {
         );
         assert!(rules[1].sources.is_empty());
         assert_eq!(rules[2].sources.len(), 1);
+    }
+
+    #[test]
+    fn only_ready_endpoints_of_this_node_make_it_healthy() {
+        let s = service(
+            json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000,
+            "clusterIP": "10.43.0.5", "ports": web()}),
+        );
+        let slices = [slice(json!([
+            {"addresses": ["10.42.0.3"], "nodeName": "n1"},
+            {"addresses": ["10.42.0.4"], "nodeName": "n1", "conditions": {"ready": false}},
+            {"addresses": ["10.42.1.3"], "nodeName": "n2"}]))];
+        assert_eq!(health(&s, &slices, &node()), Some((31000, 1)));
+        let s =
+            service(json!({"type": "LoadBalancer", "healthCheckNodePort": 31000, "ports": web()}));
+        assert_eq!(health(&s, &slices, &node()), None);
     }
 
     #[test]

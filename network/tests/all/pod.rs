@@ -238,6 +238,33 @@ fn a_restart_keeps_addresses_and_releases_those_of_sandboxes_that_are_gone() {
             s.link(&pod::host_link_name("b")).unwrap().is_none(),
             "swept"
         );
+        network.ready().await.expect("ready");
+        // A lost record can be put back as long as the interface is there.
+        std::fs::remove_dir_all(lab.config().state_dir.join("pods")).expect("remove");
+        drop(network);
+        let network = lab.pod_network();
+        assert!(network.attached().is_empty());
+        assert!(
+            network
+                .restore("b", Ipv4Addr::new(10, 42, 0, 3), &[])
+                .await
+                .is_err(),
+            "no interface"
+        );
+        network
+            .restore("a", Ipv4Addr::new(10, 42, 0, 2), &port)
+            .await
+            .expect("restore");
+        assert_eq!(network.attached().len(), 1);
+        let c = lab.pod_netns();
+        network
+            .attach("c", c.try_clone().unwrap(), &[])
+            .await
+            .expect("attach");
+        assert!(
+            talk::tcp(&c, "10.42.0.1:8080").unwrap().starts_with("a "),
+            "its host port is back"
+        );
         // Attaching again (after the sandbox's namespace was made anew) keeps the address.
         let again = lab.pod_netns();
         let ip = network
