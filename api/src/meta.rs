@@ -340,22 +340,18 @@ pub fn validate(o: &Value, namespaced: bool, rule: NameRule) -> Vec<FieldError> 
 /// creationTimestamp, deletionTimestamp, generation...) where the new object leaves them out.
 pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errs = Vec::new();
-    if deleting(new) {
+    if deleting(old) {
         let had: Vec<&str> = finalizers(old).collect();
-        let extra: Vec<Value> = finalizers(new)
+        let extra: Vec<String> = finalizers(new)
             .filter(|f| !had.contains(f))
-            .map(Value::from)
+            .map(|f| format!("{f:?}"))
             .collect();
-        if !extra.is_empty() && deleting(old) {
-            let shown: Vec<String> = extra
-                .iter()
-                .map(|f| f.as_str().unwrap_or("").to_string())
-                .collect();
+        if !extra.is_empty() {
             errs.push(FieldError::forbidden(
                 "metadata.finalizers",
                 format!(
                     "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
-                    shown.iter().map(|s| format!("{s:?}")).collect::<Vec<_>>().join(", ")
+                    extra.join(", ")
                 ),
             ));
         }
@@ -471,5 +467,12 @@ mod tests {
             "metadata.uid: Invalid value: \"2\": field is immutable"
         );
         assert!(validate_update(&old, &old).is_empty());
+        let dying = json!({"metadata": {"name": "a", "uid": "1", "resourceVersion": "5", "deletionTimestamp": "2024-01-01T00:00:00Z", "finalizers": ["a/b"]}});
+        let mut more = dying.clone();
+        more["metadata"]["finalizers"] = json!(["a/b", "c/d"]);
+        assert_eq!(
+            validate_update(&more, &dying)[0].to_string(),
+            "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"c/d\"}"
+        );
     }
 }

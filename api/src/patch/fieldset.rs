@@ -232,7 +232,7 @@ impl Shape {
         }
     }
     /// The items of an associative list with their path elements; none for other values.
-    fn items<'a>(self, v: &'a Value) -> Option<Vec<(String, &'a Value)>> {
+    fn items(self, v: &Value) -> Option<Vec<(String, &Value)>> {
         let list = v.as_array()?;
         match self {
             Shape::Set(_) => Some(list.iter().map(|x| (format!("v:{x}"), x)).collect()),
