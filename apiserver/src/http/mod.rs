@@ -133,6 +133,13 @@ fn other(app: &App, request: &Request) -> Answer {
     match elements.as_slice() {
         [""] => respond_value(accept()?, &root_paths(app)),
         ["version"] => Ok(respond::value(200, Accept { encoding: negotiate::Encoding::PrettyJson, ..Accept::JSON }, &health::version())),
+        // Service account issuer discovery, for those who verify our tokens.
+        [".well-known", "openid-configuration"] => {
+            respond_value(Accept::JSON, &crate::auth::tokens::Tokens::openid_configuration())
+        }
+        ["openid", "v1", "jwks"] => {
+            Ok(respond::bytes(200, "application/jwk-set+json", app.auth.tokens.jwks().to_string()))
+        }
         ["metrics"] => Ok(health::metrics(app)),
         ["openapi", "v2"] => openapi::v2(app, &parts.headers),
         ["openapi", "v3"] => Ok(openapi::v3_index(app)),

@@ -130,8 +130,21 @@ pub async fn handle(app: &Arc<App>, row: Arc<Row>, mut request: Request) -> Answ
             return Err(method_not_allowed());
         }
     }
-    let mut body = async || input::body_of(&call.headers, &mut request.body).await;
-    match (info.verb, call.subresource.as_str()) {
+    let deprecated = deprecation(&call.row);
+    let mut answer = dispatch(call, info.verb, &mut request.body).await?;
+    respond::warn(&mut answer, deprecated.as_slice());
+    Ok(answer)
+}
+
+/// Upstream's warning on every request of a deprecated kind.
+fn deprecation(row: &Row) -> Option<String> {
+    (row.storage == "core/endpoints")
+        .then(|| "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_string())
+}
+
+async fn dispatch(call: Call, verb: &'static str, slot: &mut Body) -> Answer {
+    let mut body = async || input::body_of(&call.headers, slot).await;
+    match (verb, call.subresource.as_str()) {
         ("list", "") => list::list(&call),
         ("watch", "") => watch::watch(call),
         ("create", "") => {

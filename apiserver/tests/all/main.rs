@@ -3,6 +3,7 @@
 
 mod harness;
 mod reads;
+mod shapes;
 mod subresources;
 mod tls;
 mod watches;
