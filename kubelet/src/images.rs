@@ -147,17 +147,19 @@ impl Images {
             message,
             image: Some(image.to_string()),
         };
-        let name = normalize(image).map_err(|m| error("InvalidImageName", m))?;
+        let name = normalize(image).map_err(|m| {
+            note("InspectFailed", m.clone());
+            error("InvalidImageName", m)
+        })?;
         let spec = ImageSpec {
             image: name.clone(),
             ..ImageSpec::default()
         };
         let policy = pull_policy(policy, &name);
         let have = self.lookup(&spec).await.map_err(|m| {
-            error(
-                "ImageInspectError",
-                format!("Failed to inspect image \"{image}\": {m}"),
-            )
+            let m = format!("Failed to inspect image \"{image}\": {m}");
+            note("InspectFailed", m.clone());
+            error("ImageInspectError", m)
         })?;
         match (have, policy) {
             (Some(mut present), "IfNotPresent" | "Never") => {
@@ -167,10 +169,10 @@ impl Images {
                 return Ok(present);
             }
             (None, "Never") => {
-                return Err(error(
-                    "ErrImageNeverPull",
-                    format!("Container image \"{image}\" is not present with pull policy of Never"),
-                ));
+                let m =
+                    format!("Container image \"{image}\" is not present with pull policy of Never");
+                note("ErrImageNeverPull", m.clone());
+                return Err(error("ErrImageNeverPull", m));
             }
             _ => {}
         }

@@ -115,6 +115,17 @@ pub fn ephemeral_as_container(c: &EphemeralContainer) -> Container {
     }
 }
 
+/// Does a volume show the pod's labels or annotations?
+pub fn has_downward_volume(pod: &Pod) -> bool {
+    spec(pod).volumes.iter().flatten().any(|v| {
+        v.downward_api.is_some()
+            || v.projected
+                .iter()
+                .flat_map(|p| p.sources.iter().flatten())
+                .any(|s| s.downward_api.is_some())
+    })
+}
+
 /// Always, OnFailure or Never.
 pub fn restart_policy(pod: &Pod) -> &str {
     spec(pod).restart_policy.as_deref().unwrap_or("Always")

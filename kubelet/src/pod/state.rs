@@ -463,6 +463,12 @@ impl PodState {
         grace.max(1)
     }
 
+    /// Is something being done that will change the status soon?
+    pub fn under_way(&self) -> bool {
+        let ends = matches!(self.stage, Stage::Terminating | Stage::Terminated);
+        ends || self.starting.is_some() || self.sandbox.busy || self.volumes.busy
+    }
+
     /// Begins to end the pod, once.
     pub fn begin_end(
         &mut self,
@@ -486,7 +492,14 @@ impl PodState {
     fn apply(&mut self, event: Event, now: Timestamp, commands: &mut Vec<Command>) {
         match event {
             Event::Tick => {}
-            Event::Pod(pod) => self.pod = pod,
+            Event::Pod(pod) => {
+                let (old, new) = (&self.pod.metadata, &pod.metadata);
+                let changed = old.labels != new.labels || old.annotations != new.annotations;
+                self.pod = pod;
+                if changed && spec::has_downward_volume(&self.pod) {
+                    self.sources_changed(now);
+                }
+            }
             Event::Gone => self.gone = true,
             Event::Runtime(view) => {
                 let alive: BTreeSet<&str> = view.alive().map(|c| c.id.as_str()).collect();
@@ -520,20 +533,7 @@ impl PodState {
                     self.volumes.again_at = Some(now);
                 }
             }
-            Event::SourcesChanged => {
-                if self.volumes.busy {
-                    self.remount = true;
-                } else if self.volumes.done || self.volumes.failures > 0 {
-                    self.volumes.again_at = Some(now);
-                }
-                for slot in self.slots.values_mut() {
-                    if let Some(f) = &mut slot.failure
-                        && f.error.reason == "CreateContainerConfigError"
-                    {
-                        f.retry_at = now;
-                    }
-                }
-            }
+            Event::SourcesChanged => self.sources_changed(now),
             Event::SandboxMade(Ok(())) => self.sandbox.succeed(None),
             Event::SandboxMade(Err(message)) => {
                 commands.push(Command::Note {
@@ -585,6 +585,22 @@ impl PodState {
             Event::CleanedUp(Err(message)) => {
                 tracing::warn!(pod = %spec::name(&self.pod), error = %message, "the pod could not be cleaned up; trying again");
                 self.clean_up.fail(message, now, 1_000, 60_000);
+            }
+        }
+    }
+
+    /// Volumes are to be brought up to date, and what waits for a missing object may be tried again.
+    fn sources_changed(&mut self, now: Timestamp) {
+        if self.volumes.busy {
+            self.remount = true;
+        } else if self.volumes.done || self.volumes.failures > 0 {
+            self.volumes.again_at = Some(now);
+        }
+        for slot in self.slots.values_mut() {
+            if let Some(f) = &mut slot.failure
+                && f.error.reason == "CreateContainerConfigError"
+            {
+                f.retry_at = now;
             }
         }
     }

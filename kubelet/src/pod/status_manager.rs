@@ -8,10 +8,14 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 #[derive(Default)]
 struct State {
     wanted: Option<Value>,
+    /// A status that may wait is written at this time.
+    due: Option<Instant>,
     written: Option<Value>,
     delete: bool,
     running: bool,
@@ -23,7 +27,11 @@ pub struct StatusWriter {
     client: kube::Client,
     pod: Arc<Pod>,
     state: Mutex<State>,
+    hurry: Notify,
 }
+
+/// How long a status of the middle of things may wait for the next one, which says more.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 impl StatusWriter {
     /// Of a pod whose status in the API is the given one.
@@ -39,11 +47,13 @@ impl StatusWriter {
                 written,
                 ..State::default()
             }),
+            hurry: Notify::new(),
         })
     }
 
-    /// The status is this now.
-    pub fn write(self: &Arc<Self>, status: &PodStatus) {
+    /// The status is this now. One that is not `urgent` (something is under way that will change it) may be left out
+    /// in favour of the next.
+    pub fn write(self: &Arc<Self>, status: &PodStatus, urgent: bool) {
         let Ok(mut value) = serde_json::to_value(status) else {
             return;
         };
@@ -57,13 +67,23 @@ impl StatusWriter {
             let mut s = self.state.lock();
             let changes = s.written.as_ref().is_none_or(|w| would_change(w, &value));
             s.wanted = changes.then_some(value);
+            s.due = match (urgent, s.due) {
+                (true, _) => None,
+                (false, due) => Some(due.unwrap_or_else(|| Instant::now() + PATIENCE)),
+            };
         }
+        self.hurry.notify_one();
         self.kick();
     }
 
     /// Once the last status is written, the pod can go from the API.
     pub fn delete(self: &Arc<Self>) {
-        self.state.lock().delete = true;
+        {
+            let mut s = self.state.lock();
+            s.delete = true;
+            s.due = None;
+        }
+        self.hurry.notify_one();
         self.kick();
     }
 
@@ -91,14 +111,22 @@ impl StatusWriter {
         let name = spec::name(&self.pod);
         let mut wait = Duration::from_millis(200);
         loop {
-            let (wanted, delete) = {
+            let (wanted, delete, due) = {
                 let mut s = self.state.lock();
                 if s.gone || (s.wanted.is_none() && !s.delete) {
                     s.running = false;
+                    s.due = None;
                     return;
                 }
-                (s.wanted.clone(), s.delete)
+                (s.wanted.clone(), s.delete, s.due)
             };
+            if let Some(due) = due.filter(|d| *d > Instant::now()) {
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => {}
+                    () = self.hurry.notified() => {}
+                }
+                continue;
+            }
             let result = match wanted {
                 Some(status) => self.patch(&api, name, status).await,
                 None if delete => self.remove(&api, name).await,
@@ -139,6 +167,7 @@ impl StatusWriter {
         let mut s = self.state.lock();
         if s.wanted.as_ref() == Some(&status) {
             s.wanted = None;
+            s.due = None;
         }
         s.written = Some(status);
         Ok(())

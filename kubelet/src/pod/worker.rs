@@ -373,7 +373,7 @@ impl Worker {
                     &self.tx,
                 );
             }
-            Command::WriteStatus(status) => self.status.write(&status),
+            Command::WriteStatus(status) => self.status.write(&status, !self.state.under_way()),
             Command::CleanUp => {
                 let all = self.state.deleting();
                 let tx = self.tx.clone();
@@ -609,10 +609,9 @@ impl Start {
     }
 
     fn note(&self, k: &Kubelet, reason: &str, message: &str) {
-        let kind = if reason == "Failed" {
-            EventType::Warning
-        } else {
-            EventType::Normal
+        let kind = match reason {
+            "Failed" | "InspectFailed" | "ErrImageNeverPull" => EventType::Warning,
+            _ => EventType::Normal,
         };
         k.note_container(&self.pod, &self.name, kind, reason, message);
     }
