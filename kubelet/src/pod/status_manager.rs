@@ -151,6 +151,31 @@ impl StatusWriter {
         let mut body = status.clone();
         {
             let s = self.state.lock();
+            // A condition's old reason and message must go where the new one has none: elements merge by type.
+            let before = s
+                .written
+                .as_ref()
+                .and_then(|w| w.get("conditions"))
+                .and_then(Value::as_array);
+            for c in body
+                .get_mut("conditions")
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
+                let old = before
+                    .into_iter()
+                    .flatten()
+                    .find(|b| b.get("type") == c.get("type"));
+                for key in ["reason", "message"] {
+                    if c.get(key).is_none()
+                        && old.and_then(|o| o.get(key)).is_some()
+                        && let Some(c) = c.as_object_mut()
+                    {
+                        c.insert(key.into(), Value::Null);
+                    }
+                }
+            }
             // podIPs and hostIPs merge by address: a changed list must replace the old one.
             for key in ["podIPs", "hostIPs"] {
                 let old = s.written.as_ref().and_then(|w| w.get(key));
