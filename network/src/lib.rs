@@ -6,6 +6,7 @@ pub mod cidr;
 pub mod dns;
 pub mod netlink;
 pub mod pod;
+pub mod probe;
 pub mod proxy;
 
 pub use cidr::Cidr;

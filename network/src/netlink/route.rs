@@ -8,6 +8,7 @@ use super::{
 use rustix::io::Errno;
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -23,6 +24,7 @@ const RTM_NEWNEIGH: u16 = 28;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
@@ -62,6 +64,7 @@ const NDA_LLADDR: u16 = 2;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IFF_UP: u32 = 1;
+const IF_OPER_UP: u8 = 6;
 const RT_TABLE_MAIN: u8 = 254;
 /// `proto` of our routes, so that they can be told from others' (no other program has this number).
 pub const RTPROT_SKIFF: u8 = 0x6b;
@@ -85,6 +88,8 @@ pub struct Link {
     pub mtu: u32,
     /// `veth`, `bridge`...; None for hardware and lo.
     pub kind: Option<String>,
+    /// Does it carry packets (RFC 2863 state up)? Follows `up` of both ends of a veth after a moment.
+    pub operational: bool,
     /// What its maker wrote about it.
     pub alias: Option<String>,
 }
@@ -467,6 +472,32 @@ impl Socket {
         }
     }
 
+    /// Waits until a link carries packets. The end of a veth that came up first is given its queue by a kernel worker
+    /// only, and drops what is sent until then; asking for the link makes Linux 6.8 and newer do it at once.
+    ///
+    /// # Errors
+    /// ENODEV when there is no such link; ETIMEDOUT when it is not operational within a second.
+    pub fn wait_operational(&mut self, name: &str) -> Result<()> {
+        let mut pause = Duration::from_micros(100);
+        for _ in 0..60 {
+            match self.link(name)? {
+                Some(link) if link.operational => return Ok(()),
+                Some(_) => std::thread::sleep(pause),
+                None => {
+                    return Err(Error::new(
+                        format!("looking up the link {name}"),
+                        Errno::NODEV,
+                    ));
+                }
+            }
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+        Err(Error::new(
+            format!("waiting for the link {name}"),
+            Errno::TIMEDOUT,
+        ))
+    }
+
     /// Every link.
     ///
     /// # Errors
@@ -569,12 +600,14 @@ fn parse_link(body: &[u8]) -> Option<Link> {
         up: flags & IFF_UP != 0,
         mtu: 0,
         kind: None,
+        operational: false,
         alias: None,
     };
     for (kind, value) in attrs(body.get(16..)?) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_MTU => link.mtu = read_u32(value, 0).unwrap_or(0),
+            IFLA_OPERSTATE => link.operational = value.first() == Some(&IF_OPER_UP),
             IFLA_IFALIAS => link.alias = Some(text(value)),
             IFLA_LINKINFO => link.kind = attr_of(value, IFLA_INFO_KIND).map(text),
             _ => {}

@@ -210,8 +210,9 @@ struct Inner {
     gateway: Ipv4Addr,
     mtu: u32,
     state: Mutex<State>,
-    /// A sweep of doomed links is on its way.
-    sweeping: AtomicBool,
+    /// A sweep of doomed links is on its way. The sweeper has this and nothing else of ours: it must not keep the nft
+    /// socket, and with it the table, open.
+    sweeping: Arc<AtomicBool>,
 }
 
 /// The pod network. Cheap to clone.
@@ -353,7 +354,7 @@ impl PodNetwork {
                 gateway,
                 mtu,
                 state: Mutex::new(State { route, nft, ipam }),
-                sweeping: AtomicBool::new(false),
+                sweeping: Arc::new(AtomicBool::new(false)),
             }),
         })
     }
@@ -503,10 +504,10 @@ impl PodNetwork {
         let (this, id) = (self.inner.clone(), sandbox_id.to_string());
         blocking(move || this.detach(&id, true)).await?;
         if !self.inner.sweeping.swap(true, Ordering::AcqRel) {
-            let this = self.inner.clone();
+            let sweeping = self.inner.sweeping.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(SWEEP_AFTER).await;
-                this.sweeping.store(false, Ordering::Release);
+                sweeping.store(false, Ordering::Release);
                 let swept = blocking(|| {
                     // A socket of its own: attaching goes on meanwhile.
                     sweep(&mut Socket::route()?)
@@ -582,30 +583,31 @@ impl Inner {
                 }
                 other => other?,
             }
+            let index = state.route.index(&name)?;
+            let mut m = Messages::new();
+            route::no_ipv6_addresses(&mut m, index);
+            route::set_conf(
+                &mut m,
+                index,
+                &[
+                    (devconf::FORWARDING, 1),
+                    // A pod sends from its own address only.
+                    (devconf::RP_FILTER, 1),
+                    (devconf::SEND_REDIRECTS, 0),
+                    // 127.0.0.1:<node port> works from the node; the nft table keeps pods out of the node's loopback.
+                    (devconf::ROUTE_LOCALNET, 1),
+                ],
+            );
+            route::set_up(&mut m, index);
+            route::host_route(&mut m, address, index, self.gateway);
+            route::permanent_neighbour(&mut m, index, address, pod_mac(address));
+            state.route.send_all(m)?;
             address
         };
-        // The pod's end comes up first, so that the host's end finds its carrier and is ready when it comes up.
         netlink::inside(netns, || configure_pod(address, self.gateway))?;
         let mut state = self.state.lock();
-        let index = state.route.index(&name)?;
-        let mut m = Messages::new();
-        route::no_ipv6_addresses(&mut m, index);
-        route::set_conf(
-            &mut m,
-            index,
-            &[
-                (devconf::FORWARDING, 1),
-                // A pod sends from its own address only.
-                (devconf::RP_FILTER, 1),
-                (devconf::SEND_REDIRECTS, 0),
-                // 127.0.0.1:<node port> works from the node; the nft table keeps pods out of the node's loopback.
-                (devconf::ROUTE_LOCALNET, 1),
-            ],
-        );
-        route::set_up(&mut m, index);
-        route::host_route(&mut m, address, index, self.gateway);
-        route::permanent_neighbour(&mut m, index, address, pod_mac(address));
-        state.route.send_all(m)?;
+        // The pod's end came up last and is ready at once; ours may lose the first answers for a moment.
+        state.route.wait_operational(&name)?;
         self.open_ports(&mut state, address, ports)?;
         Ok(address)
     }

@@ -131,6 +131,10 @@ impl Lab {
             route::set_up(&mut m, index);
             s.send_all(m).expect("address");
         });
+        self.enter(|| {
+            let mut s = Socket::route().expect("socket");
+            s.wait_operational("eth0").expect("carrier");
+        });
         outside
     }
 }
@@ -142,6 +146,49 @@ pub fn enter(netns: &OwnedFd) {
 /// Runs something on a thread in a namespace.
 pub fn within<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
     netlink::inside(netns, || Ok::<_, netlink::Error>(work())).expect("enter the namespace")
+}
+
+/// Sends one UDP datagram as an Ethernet frame through a pod's eth0, whatever its routes say.
+pub fn send_udp_frame(netns: &OwnedFd, from: Ipv4Addr, to: Ipv4Addr, port: u16) {
+    let mut ip = vec![0x45, 0, 0, 29, 0, 1, 0, 0, 64, 17, 0, 0];
+    ip.extend(from.octets());
+    ip.extend(to.octets());
+    let sum: u32 = ip
+        .chunks(2)
+        .map(|c| u32::from(u16::from_be_bytes([c[0], c[1]])))
+        .sum();
+    let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let mut frame = vec![0xee; 6];
+    frame.extend([2, 0, 0, 0, 0, 9, 0x08, 0x00]);
+    frame.extend(ip);
+    frame.extend(7u16.to_be_bytes());
+    frame.extend(port.to_be_bytes());
+    frame.extend([0, 9, 0, 0, b'!']);
+    within(netns, || {
+        let index = Socket::route()
+            .expect("socket")
+            .index("eth0")
+            .expect("eth0");
+        // SAFETY: plain system calls; the address and the frame outlive them, with their true lengths.
+        unsafe {
+            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
+            assert!(fd >= 0, "a packet socket");
+            let mut address: libc::sockaddr_ll = std::mem::zeroed();
+            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_ifindex = index as i32;
+            let sent = libc::sendto(
+                fd,
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                std::ptr::from_ref(&address).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            );
+            assert_eq!(sent, frame.len() as isize);
+            libc::close(fd);
+        }
+    });
 }
 
 pub mod talk {
