@@ -141,6 +141,8 @@ pub mod ct {
     pub const STATE: u32 = 0;
     /// Connection status bits, in host byte order.
     pub const STATUS: u32 = 2;
+    /// State bit of packets that fit no connection.
+    pub const STATE_INVALID: u32 = 1;
     /// State bit of the first packet of a connection.
     pub const STATE_NEW: u32 = 8;
     /// Status bit of a connection whose destination was changed.

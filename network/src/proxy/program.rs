@@ -197,6 +197,20 @@ fn build(t: &mut Transaction, config: &ProxyConfig) {
     t.add_rule("input", &rejected(false));
     t.add_rule("input", &rejected(true));
     t.add_base_chain("forward", "filter", Hook::Forward, -110);
+    // A pod's answer that connection tracking cannot place (out of window) would keep the pod's own address, and the
+    // client, who knows only the Service's, would reset the connection. Upstream drops them too.
+    t.add_rule(
+        "forward",
+        &rule([
+            vec![Expr::Ct {
+                key: ct::STATE,
+                to: Reg(0),
+            }],
+            any_bit(Reg(0), ct::STATE_INVALID).to_vec(),
+            source_in(config, true),
+            vec![Expr::Verdict(Verdict::Drop)],
+        ]),
+    );
     t.add_rule("forward", &rejected(false));
     t.add_rule("forward", &stray());
     t.add_base_chain("output-after", "filter", Hook::Output, -90);

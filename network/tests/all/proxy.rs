@@ -222,6 +222,53 @@ fn a_service_answers_pods_itself_the_node_and_the_outside() {
 }
 
 #[test]
+fn the_api_is_reached_on_a_node_that_has_no_network_but_its_own() {
+    let Some(lab) = Lab::new() else { return };
+    lab.run(|lab| async move {
+        let (network, a, _b) = pods(&lab).await;
+        let gateway = network.gateway();
+        assert_eq!(
+            skiff_network::node_ip(Some(gateway)).unwrap(),
+            Some(gateway)
+        );
+        let listener = std::net::TcpListener::bind("0.0.0.0:6443").expect("listen");
+        std::thread::spawn(move || {
+            use std::io::Write;
+            for s in listener.incoming().flatten() {
+                let (mut s, peer) = (
+                    s.try_clone().expect("dup"),
+                    s.peer_addr().expect("peer").ip(),
+                );
+                let _ = write!(s, "api {peer}");
+            }
+        });
+        let proxy = Proxy::start();
+        proxy.service(
+            "kubernetes",
+            json!({"clusterIP": "10.43.0.1", "ports": [{"name": "https", "port": 443}]}),
+        );
+        proxy.slice(
+            "kubernetes",
+            &["10.42.0.1"],
+            json!([{"name": "https", "port": 6443, "protocol": "TCP"}]),
+        );
+        settle().await;
+        assert_eq!(
+            talk::tcp(&a, "10.43.0.1:443").expect("from a pod"),
+            "api 10.42.0.2"
+        );
+        assert!(
+            on_node("10.43.0.1:443")
+                .await
+                .expect("from the node")
+                .starts_with("api ")
+        );
+        proxy.stop().await;
+        network.cleanup().await.expect("cleanup");
+    });
+}
+
+#[test]
 fn udp_flows_leave_an_endpoint_that_goes() {
     let Some(lab) = Lab::new() else { return };
     let outside = lab.outside();
