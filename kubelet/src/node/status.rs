@@ -41,19 +41,23 @@ pub async fn run(
     mut poke: watch::Receiver<u64>,
     mut pressure: watch::Receiver<Pressure>,
 ) {
-    while let Err(e) = register(&k).await {
-        tracing::debug!(error = %e, "the node could not be registered; trying again");
+    // What the object said before this process began: times of conditions go on from there.
+    let before = loop {
+        match register(&k).await {
+            Ok(status) => break status,
+            Err(e) => tracing::debug!(error = %e, "the node could not be registered; trying again"),
+        }
         tokio::select! {
             () = k.stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_millis(200)) => {}
         }
-    }
+    };
     let mut written: Option<NodeStatus> = None;
     let mut written_at = tokio::time::Instant::now();
     loop {
         let now = Timestamp::now();
         let pressed = *pressure.borrow_and_update();
-        let (fresh, ready) = compute(&k, pressed, written.as_ref(), now).await;
+        let (fresh, ready) = compute(&k, pressed, written.as_ref().or(before.as_ref()), now).await;
         let changed = written.as_ref().is_none_or(|w| differs(w, &fresh));
         let mut failed = false;
         if changed || written_at.elapsed() >= REPORT {
@@ -106,7 +110,8 @@ fn labels(k: &Kubelet) -> BTreeMap<String, String> {
     out
 }
 
-async fn register(k: &Arc<Kubelet>) -> Result<(), kube::Error> {
+/// Makes the Node, or brings its labels up to date; the status it had.
+async fn register(k: &Arc<Kubelet>) -> Result<Option<NodeStatus>, kube::Error> {
     let api: Api<Node> = Api::all(k.client.clone());
     let node = Node {
         metadata: ObjectMeta {
@@ -129,7 +134,7 @@ async fn register(k: &Arc<Kubelet>) -> Result<(), kube::Error> {
                 "Starting",
                 "Starting kubelet.",
             );
-            Ok(())
+            Ok(None)
         }
         Err(e) if is_code(&e, 409) => {
             let have = api.get(&k.config.node_name).await?;
@@ -144,7 +149,7 @@ async fn register(k: &Arc<Kubelet>) -> Result<(), kube::Error> {
                 )
                 .await?;
             }
-            Ok(())
+            Ok(have.status)
         }
         Err(e) => Err(e),
     }

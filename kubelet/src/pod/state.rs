@@ -502,6 +502,9 @@ impl PodState {
             }
             Event::Gone => self.gone = true,
             Event::Runtime(view) => {
+                if self.view.is_none() {
+                    self.adopt_verdicts(&view);
+                }
                 let alive: BTreeSet<&str> = view.alive().map(|c| c.id.as_str()).collect();
                 self.probes.retain(|(id, _), _| alive.contains(id.as_str()));
                 if let Some(s) = view.sandboxes.first().filter(|s| !s.ips.is_empty()) {
@@ -585,6 +588,32 @@ impl PodState {
             Event::CleanedUp(Err(message)) => {
                 tracing::warn!(pod = %spec::name(&self.pod), error = %message, "the pod could not be cleaned up; trying again");
                 self.clean_up.fail(message, now, 1_000, 60_000);
+            }
+        }
+    }
+
+    /// What probes had found out of runs that go on, before this process began: a restart of the kubelet makes no pod
+    /// unready (upstream ChangeContainerStatusOnKubeletRestart, off).
+    fn adopt_verdicts(&mut self, view: &RuntimeView) {
+        let status = self.pod.status.clone().unwrap_or_default();
+        let old = status
+            .init_container_statuses
+            .into_iter()
+            .chain(status.container_statuses)
+            .flatten();
+        for c in old {
+            let Some(run) = view.alive().find(|r| {
+                c.container_id.as_deref() == Some(&format!("{}{}", self.id_prefix, r.id))
+            }) else {
+                continue;
+            };
+            if c.started == Some(true) {
+                self.probes
+                    .insert((run.id.clone(), ProbeKind::Startup), true);
+            }
+            if c.ready {
+                self.probes
+                    .insert((run.id.clone(), ProbeKind::Readiness), true);
             }
         }
     }

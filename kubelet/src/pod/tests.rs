@@ -504,6 +504,28 @@ fn what_runs_already_is_adopted_and_not_started_twice() {
 }
 
 #[test]
+fn a_restart_of_the_kubelet_makes_no_pod_unready() {
+    let probe = serde_json::json!({"tcpSocket": {"port": 1}});
+    let spec = serde_json::json!({"containers": [{"name": "a", "startupProbe": probe, "readinessProbe": probe}]});
+    let mut first = model(spec.clone());
+    first.begin();
+    first.probe("a", "a-0", ProbeKind::Startup, true);
+    first.probe("a", "a-0", ProbeKind::Readiness, true);
+    let mut m = model(spec);
+    let mut pod = (*m.state.pod).clone();
+    pod.status = first.state.status.clone();
+    m.state = PodState::new(Arc::new(pod), vec!["192.168.0.1".into()], "skiff", m.now);
+    m.view = first.view.clone();
+    m.begin();
+    assert_eq!(m.status(), format!("{READY} a=running/0+"));
+    assert_eq!(
+        m.took(),
+        "probes [a-0:Readiness]",
+        "the startup probe is not run again"
+    );
+}
+
+#[test]
 fn a_lost_sandbox_is_made_again_with_its_containers() {
     let mut m = model(
         serde_json::json!({"containers": [{"name": "a"}], "initContainers": [{"name": "i"}]}),
