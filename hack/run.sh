@@ -72,7 +72,7 @@ node=$("$kubectl" get node -o jsonpath='{.items[0].status.addresses[?(@.type=="I
 url=http://$node:30080/
 page=""
 for _ in $(seq 100); do
-    page=$(busybox wget -q -O - "${url}cgi-bin/hello" 2>/dev/null || true)
+    page=$(curl -s -m 2 "${url}cgi-bin/hello" || true)
     case $page in *"Hello from Skiff"*) break ;; esac
     sleep 0.1
 done

@@ -3,7 +3,7 @@
 set -eu
 need=""
 have() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -q '^installed$'; }
-for p in protobuf-compiler libseccomp-dev busybox-static gcc make pkg-config iproute2 ca-certificates "$@"; do
+for p in protobuf-compiler libseccomp-dev busybox-static gcc make pkg-config iproute2 curl ca-certificates "$@"; do
     have "$p" || need="$need $p"
 done
 if [ -n "$need" ]; then

@@ -6,6 +6,7 @@ use crate::resource::{
 };
 use std::borrow::Cow;
 
+pub mod apiextensions;
 pub mod apps;
 pub mod autoscaling;
 pub mod batch;
@@ -32,6 +33,7 @@ pub fn builtin() -> Vec<Resource> {
     rows.extend(rbac::rows());
     rows.extend(storage::rows());
     rows.extend(networking::discovery_rows());
+    rows.extend(apiextensions::rows());
     rows
 }
 

@@ -357,6 +357,13 @@ fn a_good_object_of_each_kind_is_taken_and_printed() {
             json!({"handler": "runc"}),
             "x | runc | 10s",
         ),
+        (
+            "apiextensions.k8s.io",
+            "v1",
+            "customresourcedefinitions",
+            json!({"spec": {"group": "a.b", "scope": "Cluster", "names": {"kind": "X", "plural": "xs"}, "versions": []}}),
+            "x | 2023-11-14T22:13:10Z",
+        ),
     ];
     for (group, version, plural, object, expected) in &table {
         let r = row(group, version, plural);

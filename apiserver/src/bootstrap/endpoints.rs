@@ -36,6 +36,11 @@ pub async fn ensure(app: &Arc<App>) -> Result<(), Status> {
         }
         Some(_) => {}
     }
+    if address.is_loopback() {
+        // Endpoints may not be loopback addresses (upstream refuses such a start). Clients of this machine are served.
+        tracing::warn!(%address, "the advertised address is loopback: pods and other machines cannot reach the API; give --advertise-address");
+        return trust(app).await;
+    }
     let subsets = json!([{"addresses": [{"ip": address.to_string()}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]);
     let skip = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
     match find(app, "core/endpoints", NS, NAME) {

@@ -59,6 +59,9 @@ pub async fn handle(app: &Arc<App>, row: &Arc<Row>, request: Request) -> Handled
         ("", "nodes", "proxy") => proxy::node(app, request).await,
         ("", "pods", "proxy") => proxy::pod(app, request).await,
         ("", "services", "proxy") => proxy::service(app, request).await,
+        ("apiextensions.k8s.io", _, _) if matches!(i.verb, "create" | "update" | "patch") => {
+            Err(Status::not_implemented("CustomResourceDefinition"))
+        }
         ("authentication.k8s.io" | "authorization.k8s.io", _, "") if i.verb == "create" => {
             auth::reviews::create(app, row, request).await
         }

@@ -281,7 +281,7 @@ impl Cluster {
         })
     }
 
-    /// Builds the test image (busybox and its links) under this name.
+    /// Builds the test image (busybox and its links, and curl) under this name.
     ///
     /// # Errors
     /// busybox-static is not installed, or the build failed.
@@ -292,11 +292,17 @@ impl Cluster {
         std::fs::create_dir_all(&context)?;
         std::fs::copy("/bin/busybox", context.join("busybox"))
             .context("busybox-static is not installed")?;
+        // curl with the libraries it needs: a real dynamically linked program, with a real resolver.
+        output(Command::new("sh").current_dir(&context).args([
+            "-c",
+            "mkdir -p curl/usr/bin && cp \"$(command -v curl)\" curl/usr/bin/ && ldd curl/usr/bin/curl | \
+             grep -o '/[^ ]*' | sort -u | xargs -I{} cp -L --parents {} curl/",
+        ]))?;
         std::fs::write(
             context.join("Dockerfile"),
-            "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n\
+            "FROM scratch\nCOPY busybox /bin/busybox\nCOPY curl /\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n\
              RUN mkdir -p /tmp /etc /root && chmod 1777 /tmp && echo 'root:x:0:0:root:/root:/bin/sh' > /etc/passwd\n\
-             ENV PATH=/bin\nCMD [\"sh\"]\n",
+             ENV PATH=/bin:/usr/bin\nCMD [\"sh\"]\n",
         )?;
         output(
             Command::new(skiff()?)

@@ -24,10 +24,9 @@ spec:
 
 pub fn api_from_pod(c: &Cluster) -> Result<()> {
     let ns = c.scratch("apipod")?;
-    ns.apply("apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: r}\nrules: [{apiGroups: [''], resources: [pods], verbs: [get]}]\n---\napiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: r}\nroleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: r}\nsubjects: [{kind: ServiceAccount, name: default}]\n")?;
+    ns.apply("apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: r}\nrules: [{apiGroups: [''], resources: [pods], verbs: [get]}]\n---\napiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: r}\nroleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: r}\nsubjects: [{kind: ServiceAccount, name: default, namespace: apipod}]\n")?;
     server(&ns, "p")?;
-    // busybox's wget speaks no TLS to a private CA, so the token and the CA are taken out of the pod and used by a
-    // real client from inside the pod's network.
+    // Once by kubectl with what the pod holds, which shows what is refused; once from inside the pod.
     let dir = "/var/run/secrets/kubernetes.io/serviceaccount";
     let token = ns.kubectl(&["exec", "p", "--", "cat", &format!("{dir}/token")])?;
     let ca = ns.kubectl(&["exec", "p", "--", "cat", &format!("{dir}/ca.crt")])?;
@@ -71,19 +70,16 @@ pub fn api_from_pod(c: &Cluster) -> Result<()> {
             && text.contains("Forbidden"),
         "{text}"
     );
-    // The way from the pod itself: a TCP connection to the Service's name.
-    ns.kubectl(&[
-        "exec",
-        "p",
-        "--",
-        "nc",
-        "-z",
-        "-w",
-        "2",
-        "kubernetes.default.svc",
-        "443",
-    ])
-    .map(|_| ())
+    // The way from the pod itself: TLS to the Service's name, checked against the CA that is mounted there.
+    let script = format!(
+        "curl -sS -m 5 --cacert {dir}/ca.crt -H \"Authorization: Bearer $(cat {dir}/token)\" \
+         https://kubernetes.default.svc/api/v1/namespaces/{}/pods/p",
+        ns.name
+    );
+    let seen = ns.kubectl(&["exec", "p", "--", "sh", "-c", &script])?;
+    let object: serde_json::Value = serde_json::from_str(&seen).with_context(|| seen.clone())?;
+    ensure!(object["metadata"]["name"] == "p", "{seen}");
+    Ok(())
 }
 
 pub fn dns(c: &Cluster) -> Result<()> {
@@ -121,19 +117,8 @@ pub fn dns(c: &Cluster) -> Result<()> {
         ])
         .is_err()
     );
-    // Search domains: the short name works in wget.
-    let page = ns.kubectl(&[
-        "exec",
-        "p",
-        "--",
-        "wget",
-        "-q",
-        "-T",
-        "3",
-        "-O",
-        "-",
-        "http://web/",
-    ])?;
+    // Search domains: the short name works in programs.
+    let page = ns.kubectl(&["exec", "p", "--", "curl", "-sS", "-m", "3", "http://web/"])?;
     ensure!(page == "p\n", "{page}");
     Ok(())
 }
@@ -154,15 +139,15 @@ pub fn services(c: &Cluster) -> Result<()> {
         .to_string();
     let from_pod = |pod: &str, url: &str| {
         eventually(Duration::from_secs(10), || {
-            ns.kubectl(&["exec", pod, "--", "wget", "-q", "-T", "2", "-O", "-", url])
+            ns.kubectl(&["exec", pod, "--", "curl", "-sS", "-m", "2", url])
         })
     };
     ensure!(from_pod("two", &format!("http://{ip}/"))? == "one\n");
     // Hairpin: the pod reaches itself through its Service.
     ensure!(from_pod("one", &format!("http://{ip}/"))? == "one\n");
     ensure!(from_pod("two", &format!("http://{node}:31080/"))? == "one\n");
-    let mut host = c.inside("busybox");
-    host.args(["wget", "-q", "-T", "2", "-O", "-"])
+    let mut host = c.inside("curl");
+    host.args(["-sS", "-m", "2"])
         .arg(format!("http://{node}:31080/"));
     ensure!(output(&mut host)? == "one\n");
     // The endpoint moves: the Service follows.
@@ -191,11 +176,10 @@ pub fn no_endpoints(c: &Cluster) -> Result<()> {
         .context("no clusterIP")?
         .to_string();
     eventually(Duration::from_secs(10), || {
-        let mut host = c.inside("busybox");
-        host.args(["wget", "-q", "-T", "3", "-O", "-"])
-            .arg(format!("http://{ip}/"));
+        let mut host = c.inside("curl");
+        host.args(["-sS", "-m", "3"]).arg(format!("http://{ip}/"));
         let text = format!("{:#}", output(&mut host).err().context("it answered")?);
-        if text.contains("refused") || text.contains("reset") {
+        if text.contains("refused") || text.contains("reset") || text.contains("after 0 ms") {
             Ok(())
         } else {
             bail!("{text}")

@@ -124,7 +124,9 @@ pub fn port_forward(c: &Cluster) -> Result<()> {
         .spawn()?;
     let result = (|| {
         let mut line = String::new();
-        BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        // Kept open: kubectl writes a line for each connection and would die of a closed pipe.
+        let mut out = BufReader::new(child.stdout.take().context("no stdout")?);
+        out.read_line(&mut line)?;
         let port: u16 = line
             .split("127.0.0.1:")
             .nth(1)
@@ -132,10 +134,10 @@ pub fn port_forward(c: &Cluster) -> Result<()> {
             .and_then(|p| p.parse().ok())
             .with_context(|| format!("no port in {line:?}"))?;
         for _ in 0..3 {
-            let mut get = c.inside("busybox");
-            get.args(["wget", "-q", "-T", "3", "-O", "-"])
+            let mut get = c.inside("curl");
+            get.args(["-sS", "-m", "3"])
                 .arg(format!("http://127.0.0.1:{port}/"));
-            let page = output(&mut get)?;
+            let page = eventually(Duration::from_secs(5), || output(&mut get))?;
             ensure!(page == "forwarded\n", "{page}");
         }
         Ok(())

@@ -65,7 +65,7 @@ stringData: {{key: hush}}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {{name: p, labels: {{x: y}}}}
+metadata: {{name: p, labels: {{x: why}}}}
 spec:
   terminationGracePeriodSeconds: 1
   containers:
@@ -98,7 +98,7 @@ spec:
             .trim()
             == "400"
     );
-    ensure!(read("/d/labels")?.trim() == "x=\"y\"");
+    ensure!(read("/d/labels")?.trim() == "x=\"why\"");
     ensure!(read("/d/sub/b.txt")? == "one");
     ensure!(read("/d/token")?.split('.').count() == 3);
     ns.kubectl(&[

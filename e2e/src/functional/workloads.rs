@@ -51,9 +51,9 @@ fn ask(cluster: &Cluster, ns: &Scratch) -> Result<String> {
         .as_str()
         .context("no clusterIP")?
         .to_string();
-    let mut command = cluster.inside("busybox");
+    let mut command = cluster.inside("curl");
     command
-        .args(["wget", "-q", "-T", "2", "-O", "-"])
+        .args(["-sS", "-m", "2"])
         .arg(format!("http://{ip}/"));
     crate::framework::output(&mut command)
 }
