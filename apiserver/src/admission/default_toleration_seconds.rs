@@ -11,14 +11,19 @@ pub fn admit(write: &mut Write<'_>) {
     if !super::is(write, "", "pods") {
         return;
     }
-    let Some(spec) = write.object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let Some(spec) = write.object.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
     let tolerates = |list: &[Value], key: &str| {
         list.iter().any(|t| {
             let (k, e) = (super::text(t, &["key"]), super::text(t, &["effect"]));
             (k == key || k.is_empty()) && (e == "NoExecute" || e.is_empty())
         })
     };
-    let current = spec.get("tolerations").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let current = spec
+        .get("tolerations")
+        .and_then(Value::as_array)
+        .map_or(&[][..], Vec::as_slice);
     let missing: Vec<Value> = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
         .into_iter()
         .filter(|k| !tolerates(current, k))

@@ -17,7 +17,11 @@ fn ranges(app: &App, write: &Write<'_>) -> Vec<Value> {
 }
 
 fn items(range: &Value) -> impl Iterator<Item = &Value> {
-    range.pointer("/spec/limits").and_then(Value::as_array).into_iter().flatten()
+    range
+        .pointer("/spec/limits")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
 }
 
 /// Fills in what containers of new pods leave out.
@@ -38,7 +42,12 @@ fn default(range: &Value, pod: &mut Value) {
     let mut limits = Map::new();
     let mut requests = Map::new();
     for item in items(range).filter(|i| text(i, &["type"]) == "Container") {
-        let amounts = |k: &str| item.get(k).and_then(Value::as_object).cloned().unwrap_or_default();
+        let amounts = |k: &str| {
+            item.get(k)
+                .and_then(Value::as_object)
+                .cloned()
+                .unwrap_or_default()
+        };
         limits.extend(amounts("default"));
         requests.extend(amounts("defaultRequest"));
     }
@@ -46,14 +55,24 @@ fn default(range: &Value, pod: &mut Value) {
         return;
     }
     let mut said = Vec::new();
-    for (key, kind) in [("containers", "container"), ("initContainers", "init container")] {
-        for c in pod["spec"].get_mut(key).and_then(Value::as_array_mut).into_iter().flatten() {
+    for (key, kind) in [
+        ("containers", "container"),
+        ("initContainers", "init container"),
+    ] {
+        for c in pod["spec"]
+            .get_mut(key)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             let name = text(c, &["name"]).to_string();
             let Some(c) = c.as_object_mut() else { continue };
             let resources = c.entry("resources").or_insert_with(|| json!({}));
             for (what, defaults) in [("limits", &limits), ("requests", &requests)] {
                 let mut set = Vec::new();
-                let Some(r) = resources.as_object_mut() else { continue };
+                let Some(r) = resources.as_object_mut() else {
+                    continue;
+                };
                 let slot = r.entry(what).or_insert_with(|| json!({}));
                 if let Some(slot) = slot.as_object_mut() {
                     for (k, v) in defaults {
@@ -68,24 +87,37 @@ fn default(range: &Value, pod: &mut Value) {
                 }
                 if !set.is_empty() {
                     set.sort_unstable();
-                    said.push(format!("{} {} for {kind} {name}", set.join(", "), what.trim_end_matches('s')));
+                    said.push(format!(
+                        "{} {} for {kind} {name}",
+                        set.join(", "),
+                        what.trim_end_matches('s')
+                    ));
                 }
             }
         }
     }
-    if !said.is_empty() && let Some(m) = pod.get_mut("metadata").and_then(Value::as_object_mut) {
+    if !said.is_empty()
+        && let Some(m) = pod.get_mut("metadata").and_then(Value::as_object_mut)
+    {
         let a = m.entry("annotations").or_insert_with(|| json!({}));
         if a.is_null() {
             *a = json!({});
         }
         if let Some(a) = a.as_object_mut() {
-            a.insert("kubernetes.io/limit-ranger".into(), format!("LimitRanger plugin set: {}", said.join("; ")).into());
+            a.insert(
+                "kubernetes.io/limit-ranger".into(),
+                format!("LimitRanger plugin set: {}", said.join("; ")).into(),
+            );
         }
     }
 }
 
 fn amounts(v: Option<&Value>) -> resources::Amounts {
-    v.and_then(Value::as_object).into_iter().flatten().filter_map(|(k, q)| Some((k.clone(), Quantity::from_value(q).ok()?))).collect()
+    v.and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .filter_map(|(k, q)| Some((k.clone(), Quantity::from_value(q).ok()?)))
+        .collect()
 }
 
 /// Refuses what is out of bounds.
@@ -102,7 +134,13 @@ pub fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
         for r in ranges(app, write) {
             for item in items(&r).filter(|i| text(i, &["type"]) == "PersistentVolumeClaim") {
                 let requests = amounts(write.object.pointer("/spec/resources/requests"));
-                bounds(item, "PersistentVolumeClaim", &requests, &resources::Amounts::new(), &mut errors);
+                bounds(
+                    item,
+                    "PersistentVolumeClaim",
+                    &requests,
+                    &resources::Amounts::new(),
+                    &mut errors,
+                );
             }
         }
     }
@@ -119,38 +157,72 @@ fn check_pod(range: &Value, pod: &Value, errors: &mut Vec<String>) {
         match text(item, &["type"]) {
             "Container" => {
                 for key in ["containers", "initContainers"] {
-                    for c in spec.get(key).and_then(Value::as_array).into_iter().flatten() {
-                        let (requests, limits) = (amounts(c.pointer("/resources/requests")), amounts(c.pointer("/resources/limits")));
+                    for c in spec
+                        .get(key)
+                        .and_then(Value::as_array)
+                        .into_iter()
+                        .flatten()
+                    {
+                        let (requests, limits) = (
+                            amounts(c.pointer("/resources/requests")),
+                            amounts(c.pointer("/resources/limits")),
+                        );
                         bounds(item, "Container", &requests, &limits, errors);
                     }
                 }
             }
-            "Pod" => bounds(item, "Pod", &resources::of_containers(spec, "requests"), &resources::of_containers(spec, "limits"), errors),
+            "Pod" => bounds(
+                item,
+                "Pod",
+                &resources::of_containers(spec, "requests"),
+                &resources::of_containers(spec, "limits"),
+                errors,
+            ),
             _ => {}
         }
     }
 }
 
-fn bounds(item: &Value, kind: &str, requests: &resources::Amounts, limits: &resources::Amounts, errors: &mut Vec<String>) {
+fn bounds(
+    item: &Value,
+    kind: &str,
+    requests: &resources::Amounts,
+    limits: &resources::Amounts,
+    errors: &mut Vec<String>,
+) {
     for (k, min) in amounts(item.get("min")) {
         match (requests.get(&k), limits.get(&k)) {
-            (None, _) => errors.push(format!("minimum {k} usage per {kind} is {min}.  No request is specified")),
-            (Some(r), _) if *r < min => errors.push(format!("minimum {k} usage per {kind} is {min}, but request is {r}")),
-            (_, Some(l)) if *l < min => errors.push(format!("minimum {k} usage per {kind} is {min}, but limit is {l}")),
+            (None, _) => errors.push(format!(
+                "minimum {k} usage per {kind} is {min}.  No request is specified"
+            )),
+            (Some(r), _) if *r < min => errors.push(format!(
+                "minimum {k} usage per {kind} is {min}, but request is {r}"
+            )),
+            (_, Some(l)) if *l < min => errors.push(format!(
+                "minimum {k} usage per {kind} is {min}, but limit is {l}"
+            )),
             _ => {}
         }
     }
     for (k, max) in amounts(item.get("max")) {
         if kind == "PersistentVolumeClaim" {
             if let Some(r) = requests.get(&k).filter(|r| **r > max) {
-                errors.push(format!("maximum {k} usage per {kind} is {max}, but request is {r}"));
+                errors.push(format!(
+                    "maximum {k} usage per {kind} is {max}, but request is {r}"
+                ));
             }
             continue;
         }
         match (requests.get(&k), limits.get(&k)) {
-            (_, None) => errors.push(format!("maximum {k} usage per {kind} is {max}.  No limit is specified")),
-            (_, Some(l)) if *l > max => errors.push(format!("maximum {k} usage per {kind} is {max}, but limit is {l}")),
-            (Some(r), _) if *r > max => errors.push(format!("maximum {k} usage per {kind} is {max}, but request is {r}")),
+            (_, None) => errors.push(format!(
+                "maximum {k} usage per {kind} is {max}.  No limit is specified"
+            )),
+            (_, Some(l)) if *l > max => errors.push(format!(
+                "maximum {k} usage per {kind} is {max}, but limit is {l}"
+            )),
+            (Some(r), _) if *r > max => errors.push(format!(
+                "maximum {k} usage per {kind} is {max}, but request is {r}"
+            )),
             _ => {}
         }
     }
@@ -177,8 +249,14 @@ mod tests {
         let range = json!({"spec": {"limits": [{"type": "Container", "default": {"cpu": "1"}, "defaultRequest": {"cpu": "500m"}}]}});
         let mut pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}, {"name": "b", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "2"}}}]}});
         default(&range, &mut pod);
-        assert_eq!(pod["spec"]["containers"][0]["resources"], json!({"limits": {"cpu": "1"}, "requests": {"cpu": "500m"}}));
-        assert_eq!(pod["spec"]["containers"][1]["resources"]["limits"]["cpu"], "2");
+        assert_eq!(
+            pod["spec"]["containers"][0]["resources"],
+            json!({"limits": {"cpu": "1"}, "requests": {"cpu": "500m"}})
+        );
+        assert_eq!(
+            pod["spec"]["containers"][1]["resources"]["limits"]["cpu"],
+            "2"
+        );
         assert_eq!(
             pod["metadata"]["annotations"]["kubernetes.io/limit-ranger"],
             "LimitRanger plugin set: cpu limit for container a; cpu request for container a"
@@ -191,6 +269,12 @@ mod tests {
         let pod = json!({"spec": {"containers": [{"name": "a", "resources": {"requests": {"memory": "32Mi"}, "limits": {"memory": "2Gi"}}}]}});
         let mut e = Vec::new();
         check_pod(&range, &pod, &mut e);
-        assert_eq!(e, ["minimum memory usage per Container is 64Mi, but request is 32Mi", "maximum memory usage per Container is 1Gi, but limit is 2Gi"]);
+        assert_eq!(
+            e,
+            [
+                "minimum memory usage per Container is 64Mi, but request is 32Mi",
+                "maximum memory usage per Container is 1Gi, but limit is 2Gi"
+            ]
+        );
     }
 }

@@ -33,7 +33,11 @@ pub struct Admission {
 ///
 /// # Errors
 /// 403 and what else a plugin answers.
-pub async fn mutate(app: &Arc<App>, write: &mut Write<'_>, warnings: &mut Vec<String>) -> Result<(), Status> {
+pub async fn mutate(
+    app: &Arc<App>,
+    write: &mut Write<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<(), Status> {
     let _ = &warnings;
     namespace_lifecycle::admit(app, write)?;
     if write.operation == Operation::Delete {
@@ -58,6 +62,7 @@ pub async fn mutate(app: &Arc<App>, write: &mut Write<'_>, warnings: &mut Vec<St
 pub async fn validate(app: &Arc<App>, write: &Write<'_>) -> Result<(), Status> {
     namespace_lifecycle::validate(app, write)?;
     node_restriction::validate(app, write)?;
+    crate::auth::escalation::validate(app, write)?;
     limit_ranger::validate(app, write)?;
     service_account::validate(app, write)?;
     priority::validate(app, write)?;
@@ -72,7 +77,11 @@ pub(crate) fn is(write: &Write<'_>, group: &str, plural: &str) -> bool {
 
 /// 403 with upstream's form: `pods "x" is forbidden: why`.
 pub(crate) fn forbidden(write: &Write<'_>, why: &str) -> Status {
-    let name = if write.name.is_empty() { text(&write.object, &["metadata", "name"]) } else { write.name };
+    let name = if write.name.is_empty() {
+        text(&write.object, &["metadata", "name"])
+    } else {
+        write.name
+    };
     Status::forbidden(&write.row.group, &write.row.plural, name, why)
 }
 
@@ -90,10 +99,21 @@ pub(crate) fn text<'a>(v: &'a Value, path: &[&str]) -> &'a str {
 
 /// All objects of a kind, decoded, in a namespace (all namespaces when empty).
 pub(crate) fn list(app: &App, storage: &str, namespace: &str) -> Vec<Value> {
-    let Some(row) = app.table.stored(storage) else { return Vec::new() };
+    let Some(row) = app.table.stored(storage) else {
+        return Vec::new();
+    };
     let prefix = row.collection(namespace);
-    let page = app.store.range(&crate::store::Range { prefix: &prefix, ..Default::default() });
-    page.map(|p| p.entries.iter().filter_map(|e| serde_json::from_slice(&e.value).ok()).collect()).unwrap_or_default()
+    let page = app.store.range(&crate::store::Range {
+        prefix: &prefix,
+        ..Default::default()
+    });
+    page.map(|p| {
+        p.entries
+            .iter()
+            .filter_map(|e| serde_json::from_slice(&e.value).ok())
+            .collect()
+    })
+    .unwrap_or_default()
 }
 
 /// One object, decoded.
@@ -105,5 +125,7 @@ pub(crate) fn find(app: &App, storage: &str, namespace: &str, name: &str) -> Opt
 
 /// `dryRun=All` in a query.
 pub(crate) fn is_dry_run(query: &str) -> bool {
-    crate::http::path::query_pairs(query).iter().any(|(k, v)| k == "dryRun" && v == "All")
+    crate::http::path::query_pairs(query)
+        .iter()
+        .any(|(k, v)| k == "dryRun" && v == "All")
 }

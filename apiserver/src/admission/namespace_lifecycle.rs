@@ -14,7 +14,8 @@ const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 /// # Errors
 /// 403, 404.
 pub fn admit(app: &App, write: &Write<'_>) -> Result<(), Status> {
-    if write.operation != Operation::Create || write.namespace.is_empty() || !write.row.namespaced() {
+    if write.operation != Operation::Create || write.namespace.is_empty() || !write.row.namespaced()
+    {
         return Ok(());
     }
     let ns = write.namespace;
@@ -26,7 +27,8 @@ pub fn admit(app: &App, write: &Write<'_>) -> Result<(), Status> {
     if !terminating {
         return Ok(());
     }
-    let why = format!("unable to create new content in namespace {ns} because it is being terminated");
+    let why =
+        format!("unable to create new content in namespace {ns} because it is being terminated");
     let mut status = super::forbidden(write, &why);
     status.details["causes"] = json!([{
         "reason": "NamespaceTerminating", "message": format!("namespace {ns} is being terminated"), "field": "metadata.namespace",
@@ -42,9 +44,17 @@ pub fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
     if write.operation == Operation::Delete
         && super::is(write, "", "namespaces")
         && IMMORTAL.contains(&write.name)
-        && write.old.as_ref().is_some_and(|o| text(o, &["metadata", "deletionTimestamp"]).is_empty())
+        && write
+            .old
+            .as_ref()
+            .is_some_and(|o| text(o, &["metadata", "deletionTimestamp"]).is_empty())
     {
-        return Err(Status::forbidden("", "namespaces", write.name, "this namespace may not be deleted"));
+        return Err(Status::forbidden(
+            "",
+            "namespaces",
+            write.name,
+            "this namespace may not be deleted",
+        ));
     }
     admit(app, write)
 }

@@ -15,19 +15,33 @@ pub fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
         return Ok(());
     }
     let Some(old) = &write.old else { return Ok(()) };
-    let size = |v: &Value| v.pointer("/spec/resources/requests/storage").cloned().unwrap_or(Value::Null);
+    let size = |v: &Value| {
+        v.pointer("/spec/resources/requests/storage")
+            .cloned()
+            .unwrap_or(Value::Null)
+    };
     let (new_size, old_size) = (size(&write.object), size(old));
-    if new_size.is_null() || old_size.is_null() || !compare(&new_size, &old_size).is_some_and(std::cmp::Ordering::is_gt) {
+    if new_size.is_null()
+        || old_size.is_null()
+        || !compare(&new_size, &old_size).is_some_and(std::cmp::Ordering::is_gt)
+    {
         return Ok(());
     }
     if text(old, &["status", "phase"]) != "Bound" {
-        return Err(super::forbidden(write, "Only bound persistent volume claims can be expanded"));
+        return Err(super::forbidden(
+            write,
+            "Only bound persistent volume claims can be expanded",
+        ));
     }
     let class = text(&write.object, &["spec", "storageClassName"]);
     let allowed = !class.is_empty()
-        && find(app, "storage.k8s.io/storageclasses", "", class).is_some_and(|c| c["allowVolumeExpansion"] == true);
+        && find(app, "storage.k8s.io/storageclasses", "", class)
+            .is_some_and(|c| c["allowVolumeExpansion"] == true);
     if allowed {
         return Ok(());
     }
-    Err(super::forbidden(write, "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize"))
+    Err(super::forbidden(
+        write,
+        "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize",
+    ))
 }

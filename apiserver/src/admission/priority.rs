@@ -18,27 +18,40 @@ pub fn admit(app: &App, write: &mut Write<'_>) -> Result<(), Status> {
     let name = text(&write.object, &["spec", "priorityClassName"]).to_string();
     let (name, value, policy) = if name.is_empty() {
         match default_class(app) {
-            Some(c) => (text(&c, &["metadata", "name"]).to_string(), number(&c), policy(&c)),
+            Some(c) => (
+                text(&c, &["metadata", "name"]).to_string(),
+                number(&c),
+                policy(&c),
+            ),
             None => (String::new(), 0, None),
         }
     } else {
         let Some(c) = find(app, CLASSES, "", &name) else {
-            return Err(super::forbidden(write, &format!("no PriorityClass with name {name} was found")));
+            return Err(super::forbidden(
+                write,
+                &format!("no PriorityClass with name {name} was found"),
+            ));
         };
         (name, number(&c), policy(&c))
     };
     let given = write.object["spec"]["priority"].as_i64();
     if let Some(given) = given.filter(|g| *g != value) {
-        return Err(super::forbidden(write, &format!(
-            "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
-        )));
+        return Err(super::forbidden(
+            write,
+            &format!(
+                "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
+            ),
+        ));
     }
     let policy = policy.unwrap_or_else(|| "PreemptLowerPriority".into());
     let asked = text(&write.object, &["spec", "preemptionPolicy"]);
     if !asked.is_empty() && asked != policy {
-        return Err(super::forbidden(write, &format!(
-            "the string value of PreemptionPolicy ({asked}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
-        )));
+        return Err(super::forbidden(
+            write,
+            &format!(
+                "the string value of PreemptionPolicy ({asked}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+            ),
+        ));
     }
     if let Some(spec) = write.object.get_mut("spec").and_then(Value::as_object_mut) {
         if !name.is_empty() {
@@ -60,7 +73,10 @@ fn policy(class: &Value) -> Option<String> {
 
 /// The default class; of several the one with the lowest value, as upstream.
 fn default_class(app: &App) -> Option<Value> {
-    list(app, CLASSES, "").into_iter().filter(|c| c["globalDefault"] == true).min_by_key(number)
+    list(app, CLASSES, "")
+        .into_iter()
+        .filter(|c| c["globalDefault"] == true)
+        .min_by_key(number)
 }
 
 /// Refuses a second default class.
@@ -68,17 +84,22 @@ fn default_class(app: &App) -> Option<Value> {
 /// # Errors
 /// 403.
 pub fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
-    if write.operation == Operation::Delete || !super::is(write, "scheduling.k8s.io", "priorityclasses") {
+    if write.operation == Operation::Delete
+        || !super::is(write, "scheduling.k8s.io", "priorityclasses")
+    {
         return Ok(());
     }
     if write.object["globalDefault"] != true {
         return Ok(());
     }
     match default_class(app) {
-        Some(c) if text(&c, &["metadata", "name"]) != write.name => Err(super::forbidden(write, &format!(
-            "PriorityClass {} is already marked as default. Only one default can exist",
-            text(&c, &["metadata", "name"])
-        ))),
+        Some(c) if text(&c, &["metadata", "name"]) != write.name => Err(super::forbidden(
+            write,
+            &format!(
+                "PriorityClass {} is already marked as default. Only one default can exist",
+                text(&c, &["metadata", "name"])
+            ),
+        )),
         _ => Ok(()),
     }
 }

@@ -32,9 +32,15 @@ fn one(n: i64) -> Quantity {
 /// Amounts of an object, by the names quotas use.
 fn usage(group: &str, plural: &str, o: &Value) -> Amounts {
     let mut u = Amounts::new();
-    let qualified = if group.is_empty() { plural.to_string() } else { format!("{plural}.{group}") };
+    let qualified = if group.is_empty() {
+        plural.to_string()
+    } else {
+        format!("{plural}.{group}")
+    };
     let put = |u: &mut Amounts, k: &str, q: Quantity| {
-        u.entry(k.to_string()).and_modify(|x| x.add(&q)).or_insert(q);
+        u.entry(k.to_string())
+            .and_modify(|x| x.add(&q))
+            .or_insert(q);
     };
     match (group, plural) {
         ("", "pods") => {
@@ -56,12 +62,16 @@ fn usage(group: &str, plural: &str, o: &Value) -> Amounts {
         }
         ("", "services") => {
             put(&mut u, "services", one(1));
-            let ports = o.pointer("/spec/ports").and_then(Value::as_array).map_or(0, Vec::len) as i64;
+            let ports = o
+                .pointer("/spec/ports")
+                .and_then(Value::as_array)
+                .map_or(0, Vec::len) as i64;
             match text(o, &["spec", "type"]) {
                 "NodePort" => put(&mut u, "services.nodeports", one(ports)),
                 "LoadBalancer" => {
                     put(&mut u, "services.loadbalancers", one(1));
-                    if o.pointer("/spec/allocateLoadBalancerNodePorts") != Some(&Value::Bool(false)) {
+                    if o.pointer("/spec/allocateLoadBalancerNodePorts") != Some(&Value::Bool(false))
+                    {
                         put(&mut u, "services.nodeports", one(ports));
                     }
                 }
@@ -71,17 +81,30 @@ fn usage(group: &str, plural: &str, o: &Value) -> Amounts {
         ("", "persistentvolumeclaims") => {
             put(&mut u, "persistentvolumeclaims", one(1));
             let class = text(o, &["spec", "storageClassName"]).to_string();
-            if let Some(q) = o.pointer("/spec/resources/requests/storage").and_then(|v| Quantity::from_value(v).ok()) {
+            if let Some(q) = o
+                .pointer("/spec/resources/requests/storage")
+                .and_then(|v| Quantity::from_value(v).ok())
+            {
                 put(&mut u, "requests.storage", q);
                 if !class.is_empty() {
-                    put(&mut u, &format!("{class}.storageclass.storage.k8s.io/requests.storage"), q);
+                    put(
+                        &mut u,
+                        &format!("{class}.storageclass.storage.k8s.io/requests.storage"),
+                        q,
+                    );
                 }
             }
             if !class.is_empty() {
-                put(&mut u, &format!("{class}.storageclass.storage.k8s.io/persistentvolumeclaims"), one(1));
+                put(
+                    &mut u,
+                    &format!("{class}.storageclass.storage.k8s.io/persistentvolumeclaims"),
+                    one(1),
+                );
             }
         }
-        ("", "configmaps" | "secrets" | "replicationcontrollers" | "resourcequotas") => put(&mut u, plural, one(1)),
+        ("", "configmaps" | "secrets" | "replicationcontrollers" | "resourcequotas") => {
+            put(&mut u, plural, one(1))
+        }
         _ => {}
     }
     put(&mut u, &format!("count/{qualified}"), one(1));
@@ -90,10 +113,26 @@ fn usage(group: &str, plural: &str, o: &Value) -> Amounts {
 
 /// Does a quota with scopes look at this object? Only pods have scopes.
 fn in_scope(quota: &Value, plural: &str, o: &Value) -> bool {
-    let scopes = quota.pointer("/spec/scopes").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-    let mut wanted: Vec<(&str, &str, Vec<&str>)> = scopes.map(|s| (s, "Exists", Vec::new())).collect();
-    for e in quota.pointer("/spec/scopeSelector/matchExpressions").and_then(Value::as_array).into_iter().flatten() {
-        let values = e["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let scopes = quota
+        .pointer("/spec/scopes")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
+    let mut wanted: Vec<(&str, &str, Vec<&str>)> =
+        scopes.map(|s| (s, "Exists", Vec::new())).collect();
+    for e in quota
+        .pointer("/spec/scopeSelector/matchExpressions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        let values = e["values"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         wanted.push((text(e, &["scopeName"]), text(e, &["operator"]), values));
     }
     if wanted.is_empty() {
@@ -104,7 +143,9 @@ fn in_scope(quota: &Value, plural: &str, o: &Value) -> bool {
     }
     let spec = &o["spec"];
     let best_effort = || resources::qos_class(spec) == "BestEffort";
-    let terminating = spec.get("activeDeadlineSeconds").is_some_and(|v| !v.is_null());
+    let terminating = spec
+        .get("activeDeadlineSeconds")
+        .is_some_and(|v| !v.is_null());
     wanted.iter().all(|(scope, operator, values)| match *scope {
         "BestEffort" => best_effort(),
         "NotBestEffort" => !best_effort(),
@@ -121,7 +162,10 @@ fn in_scope(quota: &Value, plural: &str, o: &Value) -> bool {
         }
         "CrossNamespacePodAffinity" => ["podAffinity", "podAntiAffinity"].iter().any(|k| {
             let a = spec.pointer(&format!("/affinity/{k}"));
-            a.is_some_and(|a| a.to_string().contains("\"namespaces\"") || a.to_string().contains("\"namespaceSelector\""))
+            a.is_some_and(|a| {
+                a.to_string().contains("\"namespaces\"")
+                    || a.to_string().contains("\"namespaceSelector\"")
+            })
         }),
         _ => false,
     })
@@ -129,7 +173,10 @@ fn in_scope(quota: &Value, plural: &str, o: &Value) -> bool {
 
 /// `limits.cpu=1,pods=1`
 fn pretty(a: &Amounts, keys: &[&String]) -> String {
-    let mut l: Vec<String> = keys.iter().map(|k| format!("{k}={}", a.get(*k).copied().unwrap_or_default())).collect();
+    let mut l: Vec<String> = keys
+        .iter()
+        .map(|k| format!("{k}={}", a.get(*k).copied().unwrap_or_default()))
+        .collect();
     l.sort();
     l.join(",")
 }
@@ -140,12 +187,21 @@ fn pretty(a: &Amounts, keys: &[&String]) -> String {
 /// 403 naming the quota, what was asked for, used and allowed.
 pub async fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
     let ns = write.namespace;
-    if write.operation == Operation::Delete || ns.is_empty() || !write.subresource.is_empty() || !write.row.namespaced() {
+    if write.operation == Operation::Delete
+        || ns.is_empty()
+        || !write.subresource.is_empty()
+        || !write.row.namespaced()
+    {
         return Ok(());
     }
     let (group, plural) = (&*write.row.group, &*write.row.plural);
-    let growing = matches!((group, plural), ("", "services" | "persistentvolumeclaims" | "pods"));
-    if (write.operation == Operation::Update && !growing) || app.store.count(&format!("/core/resourcequotas/{ns}/")) == 0 {
+    let growing = matches!(
+        (group, plural),
+        ("", "services" | "persistentvolumeclaims" | "pods")
+    );
+    if (write.operation == Operation::Update && !growing)
+        || app.store.count(&format!("/core/resourcequotas/{ns}/")) == 0
+    {
         return Ok(());
     }
     let mut delta = usage(group, plural, &write.object);
@@ -183,7 +239,10 @@ pub async fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
                 continue;
             }
         }
-        let concerned: Vec<&String> = hard.keys().filter(|k| delta.get(*k).is_some_and(|d| d.sign() > 0)).collect();
+        let concerned: Vec<&String> = hard
+            .keys()
+            .filter(|k| delta.get(*k).is_some_and(|d| d.sign() > 0))
+            .collect();
         if concerned.is_empty() {
             continue;
         }
@@ -195,8 +254,13 @@ pub async fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
                 }
             }
         };
-        list(app, &write.row.storage, ns).iter().for_each(&mut count);
-        pending.values().filter(|p| p.namespace == ns && p.row.0 == group && p.row.1 == plural).for_each(|p| count(&p.object));
+        list(app, &write.row.storage, ns)
+            .iter()
+            .for_each(&mut count);
+        pending
+            .values()
+            .filter(|p| p.namespace == ns && p.row.0 == group && p.row.1 == plural)
+            .for_each(|p| count(&p.object));
         let exceeded: Vec<&String> = concerned
             .into_iter()
             .filter(|k| {
@@ -219,9 +283,21 @@ pub async fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
     if let Some(first) = reasons.first() {
         return Err(super::forbidden(write, first));
     }
-    if write.operation == Operation::Create && !write.dry_run && !quotas.is_empty() && find(app, &write.row.storage, ns, write.name).is_none() {
+    if write.operation == Operation::Create
+        && !write.dry_run
+        && !quotas.is_empty()
+        && find(app, &write.row.storage, ns, write.name).is_none()
+    {
         let row = (group.to_string(), plural.to_string());
-        pending.insert(key, Pending { at: Instant::now(), namespace: ns.into(), row, object: write.object.clone() });
+        pending.insert(
+            key,
+            Pending {
+                at: Instant::now(),
+                namespace: ns.into(),
+                row,
+                object: write.object.clone(),
+            },
+        );
     }
     Ok(())
 }
@@ -236,13 +312,19 @@ fn must_specify(hard: &Amounts, spec: &Value) -> String {
             "limits.cpu" | "limits.memory" => ("limits", &key[7..]),
             _ => continue,
         };
-        if spec.pointer(&format!("/resources/{field}/{resource}")).is_some() {
+        if spec
+            .pointer(&format!("/resources/{field}/{resource}"))
+            .is_some()
+        {
             continue;
         }
         let lacking: Vec<&str> = ["initContainers", "containers"]
             .iter()
             .flat_map(|k| spec.get(k).and_then(Value::as_array).into_iter().flatten())
-            .filter(|c| c.pointer(&format!("/resources/{field}/{resource}")).is_none())
+            .filter(|c| {
+                c.pointer(&format!("/resources/{field}/{resource}"))
+                    .is_none()
+            })
             .map(|c| text(c, &["name"]))
             .collect();
         if !lacking.is_empty() {
@@ -280,12 +362,18 @@ mod tests {
         assert!(in_scope(&quota("NotTerminating"), "pods", &best));
         assert!(!in_scope(&quota("BestEffort"), "services", &best));
         let q = json!({"spec": {"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In", "values": ["high"]}]}}});
-        assert!(in_scope(&q, "pods", &json!({"spec": {"priorityClassName": "high"}})) && !in_scope(&q, "pods", &best));
+        assert!(
+            in_scope(&q, "pods", &json!({"spec": {"priorityClassName": "high"}}))
+                && !in_scope(&q, "pods", &best)
+        );
     }
 
     #[test]
     fn limited_compute_resources_must_be_given() {
         let hard: Amounts = [("limits.cpu".to_string(), one(1))].into();
-        assert_eq!(must_specify(&hard, &json!({"containers": [{"name": "a"}]})), "limits.cpu for: a");
+        assert_eq!(
+            must_specify(&hard, &json!({"containers": [{"name": "a"}]})),
+            "limits.cpu for: a"
+        );
     }
 }

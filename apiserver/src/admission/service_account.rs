@@ -16,7 +16,8 @@ const SECONDS: i64 = 3607;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 fn mirror(pod: &Value) -> bool {
-    pod.pointer("/metadata/annotations").is_some_and(|a| a.get("kubernetes.io/config.mirror").is_some())
+    pod.pointer("/metadata/annotations")
+        .is_some_and(|a| a.get("kubernetes.io/config.mirror").is_some())
 }
 
 /// Sets the account, the volume, its mounts and the account's image pull secrets on new pods.
@@ -24,16 +25,33 @@ fn mirror(pod: &Value) -> bool {
 /// # Errors
 /// 403 when the account does not exist.
 pub async fn admit(app: &App, write: &mut Write<'_>) -> Result<(), Status> {
-    if write.operation != Operation::Create || !super::is(write, "", "pods") || mirror(&write.object) {
+    if write.operation != Operation::Create
+        || !super::is(write, "", "pods")
+        || mirror(&write.object)
+    {
         return Ok(());
     }
     let asked = text(&write.object, &["spec", "serviceAccountName"]);
-    let name = if asked.is_empty() { "default".to_string() } else { asked.to_string() };
+    let name = if asked.is_empty() {
+        "default".to_string()
+    } else {
+        asked.to_string()
+    };
     let Some(account) = account(app, write.namespace, &name).await else {
         let ns = write.namespace;
-        return Err(super::forbidden(write, &format!("error looking up service account {ns}/{name}: serviceaccount {name:?} not found")));
+        return Err(super::forbidden(
+            write,
+            &format!(
+                "error looking up service account {ns}/{name}: serviceaccount {name:?} not found"
+            ),
+        ));
     };
-    apply(&mut write.object, &name, &account, &crate::registry::create::suffix());
+    apply(
+        &mut write.object,
+        &name,
+        &account,
+        &crate::registry::create::suffix(),
+    );
     Ok(())
 }
 
@@ -46,7 +64,10 @@ async fn account(app: &App, namespace: &str, name: &str) -> Option<Value> {
     if name != "default" {
         return None;
     }
-    let mut watch = app.store.watch(&format!("/{STORAGE}/{namespace}/{name}"), revision).ok()?;
+    let mut watch = app
+        .store
+        .watch(&format!("/{STORAGE}/{namespace}/{name}"), revision)
+        .ok()?;
     let wait = async {
         while find(app, STORAGE, namespace, name).is_none() {
             if watch.next().await.is_err() {
@@ -60,17 +81,30 @@ async fn account(app: &App, namespace: &str, name: &str) -> Option<Value> {
 
 /// Upstream's Admit, on a pod and its account.
 fn apply(pod: &mut Value, name: &str, account: &Value, suffix: &str) {
-    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
     spec.insert("serviceAccountName".into(), name.into());
     spec.insert("serviceAccount".into(), name.into());
-    let no_secrets = spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty);
-    if no_secrets && let Some(s) = account.get("imagePullSecrets").filter(|s| s.as_array().is_some_and(|a| !a.is_empty())) {
+    let no_secrets = spec
+        .get("imagePullSecrets")
+        .and_then(Value::as_array)
+        .is_none_or(Vec::is_empty);
+    if no_secrets
+        && let Some(s) = account
+            .get("imagePullSecrets")
+            .filter(|s| s.as_array().is_some_and(|a| !a.is_empty()))
+    {
         spec.insert("imagePullSecrets".into(), s.clone());
     }
     let automount = spec
         .get("automountServiceAccountToken")
         .and_then(Value::as_bool)
-        .or_else(|| account.get("automountServiceAccountToken").and_then(Value::as_bool))
+        .or_else(|| {
+            account
+                .get("automountServiceAccountToken")
+                .and_then(Value::as_bool)
+        })
         .unwrap_or(true);
     if !automount {
         return;
@@ -83,16 +117,25 @@ fn apply(pod: &mut Value, name: &str, account: &Value, suffix: &str) {
         .map(|v| text(v, &["name"]))
         .find(|n| n.starts_with(VOLUME))
         .map(String::from);
-    let volume = existing.clone().unwrap_or_else(|| format!("{VOLUME}{suffix}"));
+    let volume = existing
+        .clone()
+        .unwrap_or_else(|| format!("{VOLUME}{suffix}"));
     let mut mounted = false;
     for key in ["initContainers", "containers"] {
-        for c in spec.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten() {
+        for c in spec
+            .get_mut(key)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             let Some(c) = c.as_object_mut() else { continue };
             let mounts = c.entry("volumeMounts").or_insert(Value::Null);
             if mounts.is_null() {
                 *mounts = json!([]);
             }
-            let Some(mounts) = mounts.as_array_mut() else { continue };
+            let Some(mounts) = mounts.as_array_mut() else {
+                continue;
+            };
             if mounts.iter().any(|m| text(m, &["mountPath"]) == MOUNT_PATH) {
                 if mounts.is_empty() {
                     c.remove("volumeMounts");
@@ -127,17 +170,36 @@ fn apply(pod: &mut Value, name: &str, account: &Value, suffix: &str) {
 /// # Errors
 /// 403.
 pub fn validate(_: &App, write: &Write<'_>) -> Result<(), Status> {
-    if write.operation != Operation::Create || !super::is(write, "", "pods") || !mirror(&write.object) {
+    if write.operation != Operation::Create
+        || !super::is(write, "", "pods")
+        || !mirror(&write.object)
+    {
         return Ok(());
     }
     if !text(&write.object, &["spec", "serviceAccountName"]).is_empty() {
-        return Err(super::forbidden(write, "a mirror pod may not reference service accounts"));
+        return Err(super::forbidden(
+            write,
+            "a mirror pod may not reference service accounts",
+        ));
     }
-    let projected = write.object.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten().any(|v| {
-        v.pointer("/projected/sources").and_then(Value::as_array).into_iter().flatten().any(|s| s.get("serviceAccountToken").is_some())
-    });
+    let projected = write
+        .object
+        .pointer("/spec/volumes")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .any(|v| {
+            v.pointer("/projected/sources")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .any(|s| s.get("serviceAccountToken").is_some())
+        });
     if projected {
-        return Err(super::forbidden(write, "a mirror pod may not use ServiceAccountToken volume projections"));
+        return Err(super::forbidden(
+            write,
+            "a mirror pod may not use ServiceAccountToken volume projections",
+        ));
     }
     Ok(())
 }
@@ -149,12 +211,28 @@ mod tests {
     #[test]
     fn pods_get_the_account_its_token_and_pull_secrets() {
         let mut pod = json!({"spec": {"containers": [{"name": "a"}, {"name": "b", "volumeMounts": [{"name": "x", "mountPath": MOUNT_PATH}]}]}});
-        apply(&mut pod, "default", &json!({"imagePullSecrets": [{"name": "reg"}]}), "abcde");
+        apply(
+            &mut pod,
+            "default",
+            &json!({"imagePullSecrets": [{"name": "reg"}]}),
+            "abcde",
+        );
         assert_eq!(pod["spec"]["serviceAccountName"], "default");
         assert_eq!(pod["spec"]["imagePullSecrets"][0]["name"], "reg");
-        assert_eq!(pod["spec"]["containers"][0]["volumeMounts"][0]["name"], "kube-api-access-abcde");
-        assert_eq!(pod["spec"]["containers"][1]["volumeMounts"].as_array().map(Vec::len), Some(1));
-        assert_eq!(pod["spec"]["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"]["path"], "token");
+        assert_eq!(
+            pod["spec"]["containers"][0]["volumeMounts"][0]["name"],
+            "kube-api-access-abcde"
+        );
+        assert_eq!(
+            pod["spec"]["containers"][1]["volumeMounts"]
+                .as_array()
+                .map(Vec::len),
+            Some(1)
+        );
+        assert_eq!(
+            pod["spec"]["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"]["path"],
+            "token"
+        );
     }
 
     #[test]
@@ -163,7 +241,8 @@ mod tests {
         let mut pod = json!({"spec": {"containers": [{"name": "a"}]}});
         apply(&mut pod, "x", &no, "abcde");
         assert!(pod["spec"].get("volumes").is_none());
-        let mut pod = json!({"spec": {"automountServiceAccountToken": true, "containers": [{"name": "a"}]}});
+        let mut pod =
+            json!({"spec": {"automountServiceAccountToken": true, "containers": [{"name": "a"}]}});
         apply(&mut pod, "x", &no, "abcde");
         assert!(pod["spec"].get("volumes").is_some());
     }

@@ -10,7 +10,11 @@ pub const ENABLED: bool = false;
 
 /// Adds the finalizer on create.
 pub fn admit(write: &mut Write<'_>) {
-    if !ENABLED || write.operation != Operation::Create || !write.subresource.is_empty() || !write.row.group.is_empty() {
+    if !ENABLED
+        || write.operation != Operation::Create
+        || !write.subresource.is_empty()
+        || !write.row.group.is_empty()
+    {
         return;
     }
     let finalizer = match &*write.row.plural {
@@ -18,7 +22,13 @@ pub fn admit(write: &mut Write<'_>) {
         "persistentvolumes" => "kubernetes.io/pv-protection",
         _ => return,
     };
-    let Some(metadata) = write.object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    let Some(metadata) = write
+        .object
+        .get_mut("metadata")
+        .and_then(Value::as_object_mut)
+    else {
+        return;
+    };
     let list = metadata.entry("finalizers").or_insert_with(|| json!([]));
     if let Some(list) = list.as_array_mut()
         && !list.iter().any(|f| f == finalizer)

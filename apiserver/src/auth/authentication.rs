@@ -41,13 +41,28 @@ fn of_certificate(auth: &Auth, peer: &Peer) -> Option<Arc<UserInfo>> {
         return None;
     }
     let (_, cert) = x509_parser::parse_x509_certificate(peer.certificates.first()?).ok()?;
-    let name = cert.subject().iter_common_name().last()?.as_str().ok()?.to_string();
-    let mut groups: Vec<String> = cert.subject().iter_organization().filter_map(|o| o.as_str().ok()).map(String::from).collect();
+    let name = cert
+        .subject()
+        .iter_common_name()
+        .last()?
+        .as_str()
+        .ok()?
+        .to_string();
+    let mut groups: Vec<String> = cert
+        .subject()
+        .iter_organization()
+        .filter_map(|o| o.as_str().ok())
+        .map(String::from)
+        .collect();
     if name.is_empty() {
         return None;
     }
     groups.push(AUTHENTICATED.into());
-    Some(Arc::new(UserInfo { name, groups, ..UserInfo::default() }))
+    Some(Arc::new(UserInfo {
+        name,
+        groups,
+        ..UserInfo::default()
+    }))
 }
 
 /// The token of `Authorization: Bearer`, or of a WebSocket's subprotocol (browsers can set no header).
@@ -75,17 +90,39 @@ pub(super) fn of_token(auth: &Auth, app: &App, token: &str) -> Result<UserInfo, 
 }
 
 /// Who a service account token is and for which audiences it is good.
-pub(super) fn review(auth: &Auth, app: &App, token: &str, audiences: &[String]) -> Result<(UserInfo, Vec<String>), String> {
+pub(super) fn review(
+    auth: &Auth,
+    app: &App,
+    token: &str,
+    audiences: &[String],
+) -> Result<(UserInfo, Vec<String>), String> {
     let now = jiff::Timestamp::now().as_second();
-    let lookup = |storage: &str, namespace: &str, name: &str| -> Option<Value> { admission::find(app, storage, namespace, name) };
+    let lookup = |storage: &str, namespace: &str, name: &str| -> Option<Value> {
+        admission::find(app, storage, namespace, name)
+    };
     auth.tokens.check(token, audiences, now, &lookup)
 }
 
-pub(super) fn impersonate(auth: &Auth, app: &App, user: Arc<UserInfo>, parts: &Parts) -> Result<Arc<UserInfo>, Status> {
+pub(super) fn impersonate(
+    auth: &Auth,
+    app: &App,
+    user: Arc<UserInfo>,
+    parts: &Parts,
+) -> Result<Arc<UserInfo>, Status> {
     let text = |name: &str| -> Vec<String> {
-        parts.headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(String::from).collect()
+        parts
+            .headers
+            .get_all(name)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .map(String::from)
+            .collect()
     };
-    let (name, mut groups, uid) = (text("impersonate-user").pop().unwrap_or_default(), text("impersonate-group"), text("impersonate-uid").pop().unwrap_or_default());
+    let (name, mut groups, uid) = (
+        text("impersonate-user").pop().unwrap_or_default(),
+        text("impersonate-group"),
+        text("impersonate-uid").pop().unwrap_or_default(),
+    );
     let mut extra: Vec<(String, String)> = Vec::new();
     for (k, v) in &parts.headers {
         if let (Some(k), Ok(v)) = (k.as_str().strip_prefix("impersonate-extra-"), v.to_str()) {
@@ -96,9 +133,17 @@ pub(super) fn impersonate(auth: &Auth, app: &App, user: Arc<UserInfo>, parts: &P
         if groups.is_empty() && uid.is_empty() && extra.is_empty() {
             return Ok(user);
         }
-        return Err(Status::internal("requested groups, UID or extra without impersonating a user"));
+        return Err(Status::internal(
+            "requested groups, UID or extra without impersonating a user",
+        ));
     }
-    let check = |group: &str, version: &str, resource: &str, namespace: &str, subresource: &str, name: &str| -> Result<(), Status> {
+    let check = |group: &str,
+                 version: &str,
+                 resource: &str,
+                 namespace: &str,
+                 subresource: &str,
+                 name: &str|
+     -> Result<(), Status> {
         let a = Attributes {
             user: &user,
             verb: "impersonate",
@@ -116,7 +161,9 @@ pub(super) fn impersonate(auth: &Auth, app: &App, user: Arc<UserInfo>, parts: &P
             Decision::NoOpinion(why) => Err(forbidden(&a, &why)),
         }
     };
-    let account = name.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':'));
+    let account = name
+        .strip_prefix("system:serviceaccount:")
+        .and_then(|r| r.split_once(':'));
     match account {
         Some((ns, n)) => check("", "v1", "serviceaccounts", ns, "", n)?,
         None => check("", "v1", "users", "", "", &name)?,
@@ -131,13 +178,28 @@ pub(super) fn impersonate(auth: &Auth, app: &App, user: Arc<UserInfo>, parts: &P
         check("authentication.k8s.io", "v1", "userextras", "", k, v)?;
     }
     if let (Some((ns, _)), true) = (account, groups.is_empty()) {
-        groups = vec![super::tokens::ALL_GROUP.into(), format!("{}:{ns}", super::tokens::ALL_GROUP)];
+        groups = vec![
+            super::tokens::ALL_GROUP.into(),
+            format!("{}:{ns}", super::tokens::ALL_GROUP),
+        ];
     }
-    let everybody = if name == "system:anonymous" { UNAUTHENTICATED } else { AUTHENTICATED };
-    if !groups.iter().any(|g| g == AUTHENTICATED || g == UNAUTHENTICATED) {
+    let everybody = if name == "system:anonymous" {
+        UNAUTHENTICATED
+    } else {
+        AUTHENTICATED
+    };
+    if !groups
+        .iter()
+        .any(|g| g == AUTHENTICATED || g == UNAUTHENTICATED)
+    {
         groups.push(everybody.into());
     }
-    let mut who = UserInfo { name, uid, groups, ..UserInfo::default() };
+    let mut who = UserInfo {
+        name,
+        uid,
+        groups,
+        ..UserInfo::default()
+    };
     for (k, v) in extra {
         who.extra.entry(k).or_default().push(v);
     }

@@ -73,16 +73,30 @@ pub fn forbidden(a: &Attributes<'_>, why: &str) -> Status {
         if !a.subresource.is_empty() {
             resource = format!("{resource}/{}", a.subresource);
         }
-        let wher = if a.namespace.is_empty() { "at the cluster scope".to_string() } else { format!("in the namespace {:?}", a.namespace) };
-        format!("User {user:?} cannot {} resource {resource:?} in API group {:?} {wher}", a.verb, a.group)
+        let wher = if a.namespace.is_empty() {
+            "at the cluster scope".to_string()
+        } else {
+            format!("in the namespace {:?}", a.namespace)
+        };
+        format!(
+            "User {user:?} cannot {} resource {resource:?} in API group {:?} {wher}",
+            a.verb, a.group
+        )
     } else {
         format!("User {user:?} cannot {} path {:?}", a.verb, a.path)
     };
-    let message = if why.is_empty() { message } else { format!("{message}: {why}") };
+    let message = if why.is_empty() {
+        message
+    } else {
+        format!("{message}: {why}")
+    };
     if a.is_resource {
         Status::forbidden(a.group, a.resource, a.name, &message)
     } else {
-        Status { details: json!({}), ..Status::new(403, "Forbidden", format!("forbidden: {message}")) }
+        Status {
+            details: json!({}),
+            ..Status::new(403, "Forbidden", format!("forbidden: {message}"))
+        }
     }
 }
 
@@ -100,7 +114,11 @@ pub(super) fn decide(auth: &Auth, app: &App, a: &Attributes<'_>) -> Decision {
 
 /// The node that a user is.
 pub fn node_of(user: &UserInfo) -> Option<&str> {
-    if user.in_group("system:nodes") { user.name.strip_prefix("system:node:") } else { None }
+    if user.in_group("system:nodes") {
+        user.name.strip_prefix("system:node:")
+    } else {
+        None
+    }
 }
 
 /// Upstream's node authorizer, simplified: what pods of the node refer to may be read, by name; everything else that
@@ -111,15 +129,21 @@ fn node_may(app: &App, node: &str, a: &Attributes<'_>) -> bool {
     }
     let reads = matches!(a.verb, "get" | "list" | "watch");
     match (a.group, a.resource, a.subresource) {
-        ("", "secrets" | "configmaps" | "persistentvolumeclaims", "") if reads && !a.namespace.is_empty() => {
-            pods_of(app, node, a.namespace).any(|pod| a.name.is_empty() || refers(&pod, a.resource, a.name))
+        ("", "secrets" | "configmaps" | "persistentvolumeclaims", "")
+            if reads && !a.namespace.is_empty() =>
+        {
+            pods_of(app, node, a.namespace)
+                .any(|pod| a.name.is_empty() || refers(&pod, a.resource, a.name))
         }
         ("", "persistentvolumes", "") => reads,
         ("", "serviceaccounts", "token") => {
-            a.verb == "create" && pods_of(app, node, a.namespace).any(|p| text(&p, &["spec", "serviceAccountName"]) == a.name)
+            a.verb == "create"
+                && pods_of(app, node, a.namespace)
+                    .any(|p| text(&p, &["spec", "serviceAccountName"]) == a.name)
         }
         ("coordination.k8s.io", "leases", "") if a.namespace == "kube-node-lease" => {
-            a.verb == "create" || (a.name == node && matches!(a.verb, "get" | "update" | "patch" | "delete"))
+            a.verb == "create"
+                || (a.name == node && matches!(a.verb, "get" | "update" | "patch" | "delete"))
         }
         _ => false,
     }
@@ -128,14 +152,28 @@ fn node_may(app: &App, node: &str, a: &Attributes<'_>) -> bool {
 fn pods_of<'a>(app: &'a App, node: &'a str, namespace: &str) -> impl Iterator<Item = Value> + 'a {
     let prefix = format!("/core/pods/{namespace}/");
     let mine = |e: &Entry| e.attributes.field("spec.nodeName") == Some(node);
-    let entries = app.store.range(&Range { prefix: &prefix, filter: Some(&mine), ..Range::default() }).map(|p| p.entries).unwrap_or_default();
-    entries.into_iter().filter_map(|e| serde_json::from_slice(&e.value).ok())
+    let entries = app
+        .store
+        .range(&Range {
+            prefix: &prefix,
+            filter: Some(&mine),
+            ..Range::default()
+        })
+        .map(|p| p.entries)
+        .unwrap_or_default();
+    entries
+        .into_iter()
+        .filter_map(|e| serde_json::from_slice(&e.value).ok())
 }
 
 /// Does a pod refer to the secret, config map or claim of that name?
 fn refers(pod: &Value, resource: &str, name: &str) -> bool {
     let spec = pod.get("spec").unwrap_or(&Value::Null);
-    if resource == "secrets" && list(spec, "imagePullSecrets").iter().any(|r| text(r, &["name"]) == name) {
+    if resource == "secrets"
+        && list(spec, "imagePullSecrets")
+            .iter()
+            .any(|r| text(r, &["name"]) == name)
+    {
         return true;
     }
     let (source, key, env) = match resource {
@@ -147,22 +185,51 @@ fn refers(pod: &Value, resource: &str, name: &str) -> bool {
         text(v, &[source, key]) == name
             || (resource == "persistentvolumeclaims"
                 && v.get("ephemeral").is_some()
-                && format!("{}-{}", text(pod, &["metadata", "name"]), text(v, &["name"])) == name)
-            || v.get("projected").is_some_and(|p| list(p, "sources").iter().any(|s| text(s, &[source, "name"]) == name))
-            || ["csi", "flexVolume", "cephfs", "rbd", "iscsi", "scaleIO", "storageos"]
-                .iter()
-                .any(|k| resource == "secrets" && (text(v, &[k, "secretRef", "name"]) == name || text(v, &[k, "nodePublishSecretRef", "name"]) == name))
+                && format!(
+                    "{}-{}",
+                    text(pod, &["metadata", "name"]),
+                    text(v, &["name"])
+                ) == name)
+            || v.get("projected").is_some_and(|p| {
+                list(p, "sources")
+                    .iter()
+                    .any(|s| text(s, &[source, "name"]) == name)
+            })
+            || [
+                "csi",
+                "flexVolume",
+                "cephfs",
+                "rbd",
+                "iscsi",
+                "scaleIO",
+                "storageos",
+            ]
+            .iter()
+            .any(|k| {
+                resource == "secrets"
+                    && (text(v, &[k, "secretRef", "name"]) == name
+                        || text(v, &[k, "nodePublishSecretRef", "name"]) == name)
+            })
     });
     let from = format!("{source}Ref");
     in_volume
-        || ["containers", "initContainers", "ephemeralContainers"].iter().flat_map(|k| list(spec, k)).any(|c| {
-            list(c, "env").iter().any(|e| !env.is_empty() && text(e, &["valueFrom", env, "name"]) == name)
-                || list(c, "envFrom").iter().any(|e| text(e, &[&from, "name"]) == name)
-        })
+        || ["containers", "initContainers", "ephemeralContainers"]
+            .iter()
+            .flat_map(|k| list(spec, k))
+            .any(|c| {
+                list(c, "env")
+                    .iter()
+                    .any(|e| !env.is_empty() && text(e, &["valueFrom", env, "name"]) == name)
+                    || list(c, "envFrom")
+                        .iter()
+                        .any(|e| text(e, &[&from, "name"]) == name)
+            })
 }
 
 fn list<'a>(v: &'a Value, key: &str) -> &'a [Value] {
-    v.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    v.get(key)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
 }
 
 /// One rule of a role.
@@ -181,7 +248,11 @@ pub struct Rule {
 }
 
 fn strings(v: &Value, key: &str) -> Vec<String> {
-    list(v, key).iter().filter_map(Value::as_str).map(String::from).collect()
+    list(v, key)
+        .iter()
+        .filter_map(Value::as_str)
+        .map(String::from)
+        .collect()
 }
 
 impl Rule {
@@ -203,16 +274,26 @@ impl Rule {
             return false;
         }
         if !a.is_resource {
-            return self.urls.iter().any(|u| u == "*" || u == a.path || u.strip_suffix('*').is_some_and(|p| a.path.starts_with(p)));
+            return self.urls.iter().any(|u| {
+                u == "*"
+                    || u == a.path
+                    || u.strip_suffix('*').is_some_and(|p| a.path.starts_with(p))
+            });
         }
         let resource = self.resources.iter().any(|r| {
             r == "*"
                 || match r.split_once('/') {
                     None => a.subresource.is_empty() && r == a.resource,
-                    Some((res, sub)) => !a.subresource.is_empty() && sub == a.subresource && (res == "*" || res == a.resource),
+                    Some((res, sub)) => {
+                        !a.subresource.is_empty()
+                            && sub == a.subresource
+                            && (res == "*" || res == a.resource)
+                    }
                 }
         });
-        has(&self.groups, a.group) && resource && (self.names.is_empty() || self.names.iter().any(|n| n == a.name))
+        has(&self.groups, a.group)
+            && resource
+            && (self.names.is_empty() || self.names.iter().any(|n| n == a.name))
     }
 }
 
@@ -256,7 +337,14 @@ impl Subject {
             "Group" => Some(Self::Group(name)),
             "ServiceAccount" => {
                 let ns = text(v, &["namespace"]);
-                Some(Self::Account(if ns.is_empty() { namespace.into() } else { ns.into() }, name))
+                Some(Self::Account(
+                    if ns.is_empty() {
+                        namespace.into()
+                    } else {
+                        ns.into()
+                    },
+                    name,
+                ))
             }
             _ => None,
         }
@@ -266,7 +354,10 @@ impl Subject {
             Self::User(n) => *n == user.name,
             Self::Group(g) => user.in_group(g),
             Self::Account(ns, n) => {
-                user.name.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':')) == Some((ns, n))
+                user.name
+                    .strip_prefix("system:serviceaccount:")
+                    .and_then(|r| r.split_once(':'))
+                    == Some((ns, n))
             }
         }
     }
@@ -292,10 +383,18 @@ const STORAGES: [&str; 4] = [
 
 impl Objects {
     fn reload(&mut self) -> Result<(), crate::store::Error> {
-        let Some(store) = self.store.clone() else { return Ok(()) };
-        *self = Self { store: Some(store.clone()), ..Self::default() };
+        let Some(store) = self.store.clone() else {
+            return Ok(());
+        };
+        *self = Self {
+            store: Some(store.clone()),
+            ..Self::default()
+        };
         for prefix in STORAGES {
-            let page = store.range(&Range { prefix, ..Range::default() })?;
+            let page = store.range(&Range {
+                prefix,
+                ..Range::default()
+            })?;
             for e in &page.entries {
                 self.put(e);
             }
@@ -330,11 +429,17 @@ impl Objects {
     }
 
     fn event(&mut self, e: &Event) {
-        if e.deleted { self.remove(&e.entry) } else { self.put(&e.entry) }
+        if e.deleted {
+            self.remove(&e.entry)
+        } else {
+            self.put(&e.entry)
+        }
     }
 
     fn put(&mut self, e: &Entry) {
-        let Ok(v) = serde_json::from_slice::<Value>(&e.value) else { return };
+        let Ok(v) = serde_json::from_slice::<Value>(&e.value) else {
+            return;
+        };
         let (name, ns) = (e.name().to_string(), e.namespace().to_string());
         let rules = || list(&v, "rules").iter().map(Rule::of).collect::<Rules>();
         let binding = || Binding {
@@ -344,14 +449,29 @@ impl Objects {
                 "ClusterRole" => RoleRef::Cluster(text(&v, &["roleRef", "name"]).into()),
                 _ => RoleRef::Role(text(&v, &["roleRef", "name"]).into()),
             },
-            subjects: list(&v, "subjects").iter().filter_map(|s| Subject::of(s, &ns)).collect(),
+            subjects: list(&v, "subjects")
+                .iter()
+                .filter_map(|s| Subject::of(s, &ns))
+                .collect(),
         };
         match STORAGES.iter().position(|p| e.key.starts_with(p)) {
             Some(0) => {
-                let selectors = v.get("aggregationRule").map_or(&[][..], |a| list(a, "clusterRoleSelectors"));
-                let sum_of = selectors.iter().filter_map(|s| Selector::from_value(s).ok()).collect();
+                let selectors = v
+                    .get("aggregationRule")
+                    .map_or(&[][..], |a| list(a, "clusterRoleSelectors"));
+                let sum_of = selectors
+                    .iter()
+                    .filter_map(|s| Selector::from_value(s).ok())
+                    .collect();
                 let labels = v.pointer("/metadata/labels").cloned().unwrap_or_default();
-                self.cluster_roles.insert(name, ClusterRole { rules: rules(), labels, sum_of });
+                self.cluster_roles.insert(
+                    name,
+                    ClusterRole {
+                        rules: rules(),
+                        labels,
+                        sum_of,
+                    },
+                );
             }
             Some(1) => {
                 self.roles.insert((ns, name), rules());
@@ -361,7 +481,10 @@ impl Objects {
             }
             Some(3) => {
                 let b = binding();
-                self.bindings.entry(ns.clone()).or_default().insert(name.clone(), b);
+                self.bindings
+                    .entry(ns.clone())
+                    .or_default()
+                    .insert(name.clone(), b);
             }
             _ => {}
         }
@@ -388,7 +511,12 @@ impl Objects {
     fn rules(&self, b: &Binding) -> Vec<Rules> {
         match &b.role {
             RoleRef::Cluster(n) => self.cluster_rules(n),
-            RoleRef::Role(n) => self.roles.get(&(b.namespace.clone(), n.clone())).cloned().into_iter().collect(),
+            RoleRef::Role(n) => self
+                .roles
+                .get(&(b.namespace.clone(), n.clone()))
+                .cloned()
+                .into_iter()
+                .collect(),
         }
     }
 
@@ -400,10 +528,16 @@ impl Objects {
         let mut out = Vec::new();
         while let Some(name) = seen.get(next).copied() {
             next += 1;
-            let Some(role) = self.cluster_roles.get(name) else { continue };
+            let Some(role) = self.cluster_roles.get(name) else {
+                continue;
+            };
             out.push(role.rules.clone());
             if !role.sum_of.is_empty() {
-                let more = self.cluster_roles.iter().filter(|(_, r)| role.sum_of.iter().any(|s| s.matches(&r.labels))).map(|(n, _)| n.as_str());
+                let more = self
+                    .cluster_roles
+                    .iter()
+                    .filter(|(_, r)| role.sum_of.iter().any(|s| s.matches(&r.labels)))
+                    .map(|(n, _)| n.as_str());
                 for n in more {
                     if !seen.contains(&n) {
                         seen.push(n);
@@ -415,8 +549,16 @@ impl Objects {
     }
 
     /// Every binding that concerns the user, cluster-wide ones first.
-    fn of<'a>(&'a self, user: &'a UserInfo, namespace: &str) -> impl Iterator<Item = (&'a Binding, Vec<Rules>)> {
-        let local = self.bindings.get(namespace).into_iter().flat_map(HashMap::values);
+    fn of<'a>(
+        &'a self,
+        user: &'a UserInfo,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&'a Binding, Vec<Rules>)> {
+        let local = self
+            .bindings
+            .get(namespace)
+            .into_iter()
+            .flat_map(HashMap::values);
         self.cluster_bindings
             .values()
             .chain(local)
@@ -458,11 +600,19 @@ impl Rbac {
             for (b, rules) in o.of(a.user, a.namespace) {
                 if rules.iter().flat_map(|l| l.iter()).any(|r| r.allows(a)) {
                     let (kind, of) = match (&b.role, b.namespace.is_empty()) {
-                        (RoleRef::Cluster(n), true) => ("ClusterRoleBinding", format!("ClusterRole {n:?}")),
-                        (RoleRef::Cluster(n), false) => ("RoleBinding", format!("ClusterRole {n:?}")),
+                        (RoleRef::Cluster(n), true) => {
+                            ("ClusterRoleBinding", format!("ClusterRole {n:?}"))
+                        }
+                        (RoleRef::Cluster(n), false) => {
+                            ("RoleBinding", format!("ClusterRole {n:?}"))
+                        }
                         (RoleRef::Role(n), _) => ("RoleBinding", format!("Role {n:?}")),
                     };
-                    let shown = if b.namespace.is_empty() { b.name.clone() } else { format!("{}/{}", b.name, b.namespace) };
+                    let shown = if b.namespace.is_empty() {
+                        b.name.clone()
+                    } else {
+                        format!("{}/{}", b.name, b.namespace)
+                    };
                     return Decision::Allow(format!("RBAC: allowed by {kind} {shown:?} of {of}"));
                 }
             }
@@ -472,16 +622,28 @@ impl Rbac {
 
     /// All rules of a user in a namespace (cluster-wide ones included).
     pub fn rules_of(&self, user: &UserInfo, namespace: &str) -> Vec<Rule> {
-        self.with(|o| o.of(user, namespace).flat_map(|(_, l)| l).flat_map(|r| r.to_vec()).collect())
+        self.with(|o| {
+            o.of(user, namespace)
+                .flat_map(|(_, l)| l)
+                .flat_map(|r| r.to_vec())
+                .collect()
+        })
     }
 
     /// The rules of a role; for the check that nobody grants more than they have.
     pub fn rules_of_role(&self, cluster: bool, namespace: &str, name: &str) -> Option<Vec<Rule>> {
         self.with(|o| {
             if cluster {
-                o.cluster_roles.contains_key(name).then(|| o.cluster_rules(name).iter().flat_map(|r| r.to_vec()).collect())
+                o.cluster_roles.contains_key(name).then(|| {
+                    o.cluster_rules(name)
+                        .iter()
+                        .flat_map(|r| r.to_vec())
+                        .collect()
+                })
             } else {
-                o.roles.get(&(namespace.into(), name.into())).map(|r| r.to_vec())
+                o.roles
+                    .get(&(namespace.into(), name.into()))
+                    .map(|r| r.to_vec())
             }
         })
     }
@@ -492,45 +654,102 @@ mod tests {
     use super::*;
 
     fn entry(key: &str, v: &Value) -> Entry {
-        Entry { key: key.into(), value: v.to_string().into(), revision: 1, attributes: crate::store::Attributes::default() }
+        Entry {
+            key: key.into(),
+            value: v.to_string().into(),
+            revision: 1,
+            attributes: crate::store::Attributes::default(),
+        }
     }
 
-    fn ask<'a>(user: &'a UserInfo, verb: &'a str, ns: &'a str, resource: &'a str, sub: &'a str, name: &'a str) -> Attributes<'a> {
-        Attributes { user, verb, namespace: ns, group: "", version: "v1", resource, subresource: sub, name, path: "", is_resource: true }
+    fn ask<'a>(
+        user: &'a UserInfo,
+        verb: &'a str,
+        ns: &'a str,
+        resource: &'a str,
+        sub: &'a str,
+        name: &'a str,
+    ) -> Attributes<'a> {
+        Attributes {
+            user,
+            verb,
+            namespace: ns,
+            group: "",
+            version: "v1",
+            resource,
+            subresource: sub,
+            name,
+            path: "",
+            is_resource: true,
+        }
     }
 
     #[test]
     fn rules_allow_as_upstreams_do() {
         let r = |v: Value| Rule::of(&v);
         let u = UserInfo::new("u", &[]);
-        let pods = r(json!({"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods", "pods/log", "*/scale"]}));
+        let pods = r(
+            json!({"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods", "pods/log", "*/scale"]}),
+        );
         assert!(pods.allows(&ask(&u, "get", "a", "pods", "", "x")));
         assert!(pods.allows(&ask(&u, "get", "a", "pods", "log", "x")));
         assert!(pods.allows(&ask(&u, "get", "a", "deployments", "scale", "x")));
         assert!(!pods.allows(&ask(&u, "get", "a", "pods", "exec", "x")));
         assert!(!pods.allows(&ask(&u, "create", "a", "pods", "", "")));
-        let one = r(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "resourceNames": ["x"]}));
+        let one = r(
+            json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "resourceNames": ["x"]}),
+        );
         assert!(one.allows(&ask(&u, "get", "a", "pods", "exec", "x")));
         assert!(!one.allows(&ask(&u, "get", "a", "pods", "", "y")));
         let urls = r(json!({"verbs": ["get"], "nonResourceURLs": ["/healthz", "/apis/*"]}));
-        let path = |p| Attributes { path: p, is_resource: false, ..ask(&u, "get", "", "", "", "") };
-        assert!(urls.allows(&path("/healthz")) && urls.allows(&path("/apis/apps")) && !urls.allows(&path("/healthz/ping")));
+        let path = |p| Attributes {
+            path: p,
+            is_resource: false,
+            ..ask(&u, "get", "", "", "", "")
+        };
+        assert!(
+            urls.allows(&path("/healthz"))
+                && urls.allows(&path("/apis/apps"))
+                && !urls.allows(&path("/healthz/ping"))
+        );
     }
 
     #[test]
     fn bindings_hold_in_their_namespace_and_for_their_subjects() {
         let mut o = Objects::default();
         let role = json!({"rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]});
-        o.put(&entry("/rbac.authorization.k8s.io/clusterroles/reader", &role));
+        o.put(&entry(
+            "/rbac.authorization.k8s.io/clusterroles/reader",
+            &role,
+        ));
         let bind = |subject: Value| json!({"roleRef": {"kind": "ClusterRole", "name": "reader"}, "subjects": [subject]});
-        o.put(&entry("/rbac.authorization.k8s.io/rolebindings/a/b", &bind(json!({"kind": "ServiceAccount", "name": "sa"}))));
-        o.put(&entry("/rbac.authorization.k8s.io/clusterrolebindings/c", &bind(json!({"kind": "Group", "name": "ops"}))));
+        o.put(&entry(
+            "/rbac.authorization.k8s.io/rolebindings/a/b",
+            &bind(json!({"kind": "ServiceAccount", "name": "sa"})),
+        ));
+        o.put(&entry(
+            "/rbac.authorization.k8s.io/clusterrolebindings/c",
+            &bind(json!({"kind": "Group", "name": "ops"})),
+        ));
         let rbac = Rbac(RwLock::new(o));
         let sa = UserInfo::new("system:serviceaccount:a:sa", &[]);
         let ops = UserInfo::new("jane", &["ops"]);
-        let may = |u: &UserInfo, ns: &str| matches!(rbac.decide(&ask(u, "get", ns, "pods", "", "x")), Decision::Allow(_));
-        assert!(may(&sa, "a") && !may(&sa, "b") && may(&ops, "b") && !may(&UserInfo::new("joe", &[]), "a"));
-        rbac.0.write().remove(&entry("/rbac.authorization.k8s.io/clusterrolebindings/c", &Value::Null));
+        let may = |u: &UserInfo, ns: &str| {
+            matches!(
+                rbac.decide(&ask(u, "get", ns, "pods", "", "x")),
+                Decision::Allow(_)
+            )
+        };
+        assert!(
+            may(&sa, "a")
+                && !may(&sa, "b")
+                && may(&ops, "b")
+                && !may(&UserInfo::new("joe", &[]), "a")
+        );
+        rbac.0.write().remove(&entry(
+            "/rbac.authorization.k8s.io/clusterrolebindings/c",
+            &Value::Null,
+        ));
         assert!(!may(&ops, "b"));
     }
 
@@ -538,9 +757,22 @@ mod tests {
     fn refusals_are_worded_as_upstreams() {
         let u = UserInfo::new("jane", &[]);
         let s = forbidden(&ask(&u, "list", "a", "pods", "", ""), "");
-        assert_eq!(s.message, r#"pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "a""#);
-        let s = forbidden(&Attributes { path: "/metrics", is_resource: false, ..ask(&u, "get", "", "", "", "") }, "");
-        assert_eq!(s.message, r#"forbidden: User "jane" cannot get path "/metrics""#);
+        assert_eq!(
+            s.message,
+            r#"pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "a""#
+        );
+        let s = forbidden(
+            &Attributes {
+                path: "/metrics",
+                is_resource: false,
+                ..ask(&u, "get", "", "", "", "")
+            },
+            "",
+        );
+        assert_eq!(
+            s.message,
+            r#"forbidden: User "jane" cannot get path "/metrics""#
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub mod authentication;
 pub mod authorization;
+pub mod escalation;
 pub mod pki;
 pub mod reviews;
 pub mod tokens;
@@ -42,11 +43,19 @@ impl UserInfo {
         if !groups.iter().any(|g| g == AUTHENTICATED) {
             groups.push(AUTHENTICATED.into());
         }
-        Self { name: name.into(), groups, ..Self::default() }
+        Self {
+            name: name.into(),
+            groups,
+            ..Self::default()
+        }
     }
     /// Somebody who did not say who they are.
     pub fn anonymous() -> Self {
-        Self { name: "system:anonymous".into(), groups: vec![UNAUTHENTICATED.into()], ..Self::default() }
+        Self {
+            name: "system:anonymous".into(),
+            groups: vec![UNAUTHENTICATED.into()],
+            ..Self::default()
+        }
     }
     /// The API server itself; may do everything.
     pub fn apiserver() -> Self {
@@ -80,7 +89,12 @@ impl Auth {
         let pki = pki::Pki::open(config)?;
         let tokens = tokens::Tokens::new(&pki).map_err(Error::Pki)?;
         let server_token = pki::server_token(config)?;
-        Ok(Self { pki, tokens, rbac: authorization::Rbac::default(), server_token })
+        Ok(Self {
+            pki,
+            tokens,
+            rbac: authorization::Rbac::default(),
+            server_token,
+        })
     }
 
     /// Who sends this request: client certificate, bearer token, or anonymous.
@@ -95,7 +109,12 @@ impl Auth {
     ///
     /// # Errors
     /// 400 on contradictory headers, 403.
-    pub async fn impersonate(&self, app: &App, user: Arc<UserInfo>, parts: &Parts) -> Result<Arc<UserInfo>, Status> {
+    pub async fn impersonate(
+        &self,
+        app: &App,
+        user: Arc<UserInfo>,
+        parts: &Parts,
+    ) -> Result<Arc<UserInfo>, Status> {
         authentication::impersonate(self, app, user, parts)
     }
 
@@ -103,16 +122,27 @@ impl Auth {
     ///
     /// # Errors
     /// 403 with upstream's text.
-    pub async fn authorize(&self, app: &App, user: &UserInfo, info: &RequestInfo) -> Result<(), Status> {
+    pub async fn authorize(
+        &self,
+        app: &App,
+        user: &UserInfo,
+        info: &RequestInfo,
+    ) -> Result<(), Status> {
         let attributes = authorization::Attributes::of_request(user, info);
         match self.decide(app, &attributes) {
             authorization::Decision::Allow(_) => Ok(()),
-            authorization::Decision::NoOpinion(why) => Err(authorization::forbidden(&attributes, &why)),
+            authorization::Decision::NoOpinion(why) => {
+                Err(authorization::forbidden(&attributes, &why))
+            }
         }
     }
 
     /// All authorizers, one after another.
-    pub fn decide(&self, app: &App, attributes: &authorization::Attributes<'_>) -> authorization::Decision {
+    pub fn decide(
+        &self,
+        app: &App,
+        attributes: &authorization::Attributes<'_>,
+    ) -> authorization::Decision {
         authorization::decide(self, app, attributes)
     }
 }

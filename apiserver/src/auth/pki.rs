@@ -4,8 +4,8 @@
 use crate::{Config, Error};
 use parking_lot::RwLock;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls::DigitallySignedStruct;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -42,8 +42,13 @@ pub struct Pair {
 
 /// What a certificate is for.
 enum Use {
-    Server { names: Vec<String>, ips: Vec<IpAddr> },
-    Client { organizations: Vec<String> },
+    Server {
+        names: Vec<String>,
+        ips: Vec<IpAddr>,
+    },
+    Client {
+        organizations: Vec<String>,
+    },
 }
 
 /// An authority.
@@ -66,15 +71,23 @@ pub struct Pki {
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }
 
 fn broken(path: &Path, why: impl std::fmt::Display) -> Error {
-    Error::Pki(format!("{}: {why}; put back a copy of it, or remove it to have a new one made", path.display()))
+    Error::Pki(format!(
+        "{}: {why}; put back a copy of it, or remove it to have a new one made",
+        path.display()
+    ))
 }
 
 fn io(path: &Path, source: std::io::Error) -> Error {
-    Error::DataDir { path: path.into(), source }
+    Error::DataDir {
+        path: path.into(),
+        source,
+    }
 }
 
 /// Reads a text file; none when there is none.
@@ -92,7 +105,12 @@ fn write(path: &Path, text: &str) -> Result<(), Error> {
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);
     let go = || {
-        let mut f = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut f = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         f.write_all(text.as_bytes())?;
         f.sync_all()?;
         std::fs::rename(&temporary, path)
@@ -101,7 +119,11 @@ fn write(path: &Path, text: &str) -> Result<(), Error> {
 }
 
 fn make_dir(dir: &Path) -> Result<(), Error> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| io(dir, e))
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| io(dir, e))
 }
 
 /// The secret of `--token`, else of `<data-dir>/server/token`, else a new one written there.
@@ -113,11 +135,16 @@ pub fn server_token(config: &Config) -> Result<String, Error> {
     if let Some(t) = config.token.as_ref().filter(|t| !t.is_empty()) {
         return Ok(t.clone());
     }
-    if let Some(t) = read(&path)?.map(|t| t.trim().to_string()).filter(|t| !t.is_empty()) {
+    if let Some(t) = read(&path)?
+        .map(|t| t.trim().to_string())
+        .filter(|t| !t.is_empty())
+    {
         return Ok(t);
     }
     make_dir(&config.data_dir.join("server"))?;
-    let token: String = (0..4).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
+    let token: String = (0..4)
+        .map(|_| format!("{:016x}", rand::random::<u64>()))
+        .collect();
     write(&path, &token)?;
     Ok(token)
 }
@@ -140,10 +167,18 @@ fn serial() -> SerialNumber {
 
 impl Ca {
     fn open(dir: &Path, name: &str, at: u64) -> Result<Self, Error> {
-        let (cert_path, key_path) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
+        let (cert_path, key_path) = (
+            dir.join(format!("{name}.crt")),
+            dir.join(format!("{name}.key")),
+        );
         let (cert_pem, key_pem) = match (read(&cert_path)?, read(&key_path)?) {
             (Some(c), Some(k)) => (c, k),
-            (Some(_), None) => return Err(broken(&key_path, "the authority's certificate is there but its key is missing")),
+            (Some(_), None) => {
+                return Err(broken(
+                    &key_path,
+                    "the authority's certificate is there but its key is missing",
+                ));
+            }
             (None, key) => {
                 let key = match key {
                     Some(k) => KeyPair::from_pem(&k).map_err(|e| broken(&key_path, e))?,
@@ -151,9 +186,14 @@ impl Ca {
                 };
                 let mut p = CertificateParams::default();
                 p.distinguished_name = DistinguishedName::new();
-                p.distinguished_name.push(DnType::CommonName, format!("skiff-{name}@{at}"));
+                p.distinguished_name
+                    .push(DnType::CommonName, format!("skiff-{name}@{at}"));
                 p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-                p.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::KeyCertSign];
+                p.key_usages = vec![
+                    KeyUsagePurpose::DigitalSignature,
+                    KeyUsagePurpose::KeyEncipherment,
+                    KeyUsagePurpose::KeyCertSign,
+                ];
                 p.serial_number = Some(serial());
                 offset(at)(&mut p, CA_DAYS * DAY);
                 let cert = p.self_signed(&key).map_err(|e| Error::Pki(e.to_string()))?;
@@ -162,10 +202,15 @@ impl Ca {
                 (cert.pem(), key.serialize_pem())
             }
         };
-        let der = CertificateDer::from_pem_slice(cert_pem.as_bytes()).map_err(|e| broken(&cert_path, e))?;
+        let der = CertificateDer::from_pem_slice(cert_pem.as_bytes())
+            .map_err(|e| broken(&cert_path, e))?;
         let key = KeyPair::from_pem(&key_pem).map_err(|e| broken(&key_path, e))?;
         let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|e| broken(&cert_path, e))?;
-        Ok(Self { cert_pem, der, issuer })
+        Ok(Self {
+            cert_pem,
+            der,
+            issuer,
+        })
     }
 
     fn issue(&self, cn: &str, wanted: &Use, at: u64) -> Result<Pair, Error> {
@@ -175,13 +220,18 @@ impl Ca {
         p.distinguished_name = DistinguishedName::new();
         p.serial_number = Some(serial());
         p.use_authority_key_identifier_extension = true;
-        p.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        p.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
         match wanted {
             Use::Server { names, ips } => {
                 for n in names {
-                    p.subject_alt_names.push(SanType::DnsName(n.as_str().try_into().map_err(bad)?));
+                    p.subject_alt_names
+                        .push(SanType::DnsName(n.as_str().try_into().map_err(bad)?));
                 }
-                p.subject_alt_names.extend(ips.iter().map(|ip| SanType::IpAddress(*ip)));
+                p.subject_alt_names
+                    .extend(ips.iter().map(|ip| SanType::IpAddress(*ip)));
                 p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
             }
             Use::Client { organizations } => {
@@ -190,7 +240,11 @@ impl Ca {
                     let kind = match i {
                         0 => DnType::OrganizationName,
                         1 => DnType::CustomDnType(vec![2, 5, 4, 10]),
-                        _ => return Err(Error::Pki(format!("certificate for {cn}: at most two organizations can be issued"))),
+                        _ => {
+                            return Err(Error::Pki(format!(
+                                "certificate for {cn}: at most two organizations can be issued"
+                            )));
+                        }
                     };
                     p.distinguished_name.push(kind, o.as_str());
                 }
@@ -200,12 +254,25 @@ impl Ca {
         p.distinguished_name.push(DnType::CommonName, cn);
         offset(at)(&mut p, LEAF_DAYS * DAY);
         let cert = p.signed_by(&key, &self.issuer).map_err(bad)?;
-        Ok(Pair { cert_pem: format!("{}{}", cert.pem(), self.cert_pem), key_pem: key.serialize_pem() })
+        Ok(Pair {
+            cert_pem: format!("{}{}", cert.pem(), self.cert_pem),
+            key_pem: key.serialize_pem(),
+        })
     }
 
     /// The pair in the directory if it will do for a while, else a new one.
-    fn ensure(&self, dir: &Path, file: &str, cn: &str, wanted: &Use, at: u64) -> Result<Pair, Error> {
-        let (cert_path, key_path) = (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
+    fn ensure(
+        &self,
+        dir: &Path,
+        file: &str,
+        cn: &str,
+        wanted: &Use,
+        at: u64,
+    ) -> Result<Pair, Error> {
+        let (cert_path, key_path) = (
+            dir.join(format!("{file}.crt")),
+            dir.join(format!("{file}.key")),
+        );
         if let (Some(cert_pem), Some(key_pem)) = (read(&cert_path)?, read(&key_path)?)
             && self.will_do(&cert_pem, &key_pem, wanted, at)
         {
@@ -218,26 +285,47 @@ impl Ca {
     }
 
     fn will_do(&self, cert_pem: &str, key_pem: &str, wanted: &Use, at: u64) -> bool {
-        let Ok(der) = CertificateDer::from_pem_slice(cert_pem.as_bytes()) else { return false };
-        let Ok((_, cert)) = x509_parser::parse_x509_certificate(&der) else { return false };
-        let Ok((_, ca)) = x509_parser::parse_x509_certificate(&self.der) else { return false };
-        let Ok(key) = KeyPair::from_pem(key_pem) else { return false };
-        if cert.verify_signature(Some(ca.public_key())).is_err() || *cert.public_key().subject_public_key.data != *key.public_key_raw() {
+        let Ok(der) = CertificateDer::from_pem_slice(cert_pem.as_bytes()) else {
+            return false;
+        };
+        let Ok((_, cert)) = x509_parser::parse_x509_certificate(&der) else {
+            return false;
+        };
+        let Ok((_, ca)) = x509_parser::parse_x509_certificate(&self.der) else {
+            return false;
+        };
+        let Ok(key) = KeyPair::from_pem(key_pem) else {
+            return false;
+        };
+        if cert.verify_signature(Some(ca.public_key())).is_err()
+            || *cert.public_key().subject_public_key.data != *key.public_key_raw()
+        {
             return false;
         }
         let until = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
         if until < at + RENEW_DAYS * DAY {
             return false;
         }
-        let Use::Server { names, ips } = wanted else { return true };
-        let Ok(Some(san)) = cert.subject_alternative_name() else { return false };
-        let has_name = |n: &str| san.value.general_names.iter().any(|g| matches!(g, x509_parser::extensions::GeneralName::DNSName(d) if *d == n));
+        let Use::Server { names, ips } = wanted else {
+            return true;
+        };
+        let Ok(Some(san)) = cert.subject_alternative_name() else {
+            return false;
+        };
+        let has_name = |n: &str| {
+            san.value
+                .general_names
+                .iter()
+                .any(|g| matches!(g, x509_parser::extensions::GeneralName::DNSName(d) if *d == n))
+        };
         let has_ip = |ip: &IpAddr| {
             let octets = match ip {
                 IpAddr::V4(a) => a.octets().to_vec(),
                 IpAddr::V6(a) => a.octets().to_vec(),
             };
-            san.value.general_names.iter().any(|g| matches!(g, x509_parser::extensions::GeneralName::IPAddress(b) if *b == octets))
+            san.value.general_names.iter().any(
+                |g| matches!(g, x509_parser::extensions::GeneralName::IPAddress(b) if *b == octets),
+            )
         };
         names.iter().all(|n| has_name(n)) && ips.iter().all(has_ip)
     }
@@ -249,9 +337,20 @@ impl Pki {
     /// # Errors
     /// When a file cannot be read, written or understood.
     pub fn open(config: &Config) -> Result<Self, Error> {
-        let mut names: Vec<String> = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"].map(String::from).into();
+        let mut names: Vec<String> = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "localhost",
+        ]
+        .map(String::from)
+        .into();
         names.push(format!("kubernetes.default.svc.{}", config.cluster_domain));
-        let mut ips = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0u16, 0, 0, 0, 0, 0, 0, 1]), config.advertise_address];
+        let mut ips = vec![
+            IpAddr::from([127, 0, 0, 1]),
+            IpAddr::from([0u16, 0, 0, 0, 0, 0, 0, 1]),
+            config.advertise_address,
+        ];
         if !config.bind_address.is_unspecified() {
             ips.push(config.bind_address);
         }
@@ -262,8 +361,15 @@ impl Pki {
                 Err(_) => names.push(san.clone()),
             }
         }
-        let host = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
-        if !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.') {
+        let host = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .to_lowercase();
+        if !host.is_empty()
+            && host
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+        {
             names.push(host);
         }
         let mut seen = std::collections::BTreeSet::new();
@@ -278,21 +384,47 @@ impl Pki {
         let server_ca = Ca::open(dir, "server-ca", at)?;
         let client_ca = Ca::open(dir, "client-ca", at)?;
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let wanted = Use::Server { names: names.clone(), ips: ips.clone() };
-        let pair = server_ca.ensure(dir, "serving-kube-apiserver", "kube-apiserver", &wanted, at)?;
+        let wanted = Use::Server {
+            names: names.clone(),
+            ips: ips.clone(),
+        };
+        let pair =
+            server_ca.ensure(dir, "serving-kube-apiserver", "kube-apiserver", &wanted, at)?;
         let key = certified(&pair, &provider)?;
         // A second handle on the authority for renewal from inside of a handshake.
         let renew = Ca::open(dir, "server-ca", at)?;
-        let serving = Serving { current: RwLock::new((Arc::new(key), at + (LEAF_DAYS - RENEW_DAYS) * DAY)), ca: renew, wanted, dir: dir.into(), provider: provider.clone() };
+        let serving = Serving {
+            current: RwLock::new((Arc::new(key), at + (LEAF_DAYS - RENEW_DAYS) * DAY)),
+            ca: renew,
+            wanted,
+            dir: dir.into(),
+            provider: provider.clone(),
+        };
         serving.current.write().1 = until(&pair) - RENEW_DAYS * DAY;
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(client_ca.der.clone()).map_err(|e| broken(&dir.join("client-ca.crt"), e))?;
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .build()
+        roots
+            .add(client_ca.der.clone())
             .map_err(|e| broken(&dir.join("client-ca.crt"), e))?;
-        let pki = Self { dir: dir.into(), server_ca, client_ca, names, ips, serving: Arc::new(serving), clients, provider };
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                .build()
+                .map_err(|e| broken(&dir.join("client-ca.crt"), e))?;
+        let pki = Self {
+            dir: dir.into(),
+            server_ca,
+            client_ca,
+            names,
+            ips,
+            serving: Arc::new(serving),
+            clients,
+            provider,
+        };
         pki.client("client-admin", "system:admin", &["system:masters"])?;
-        pki.client("client-kube-apiserver", "kube-apiserver", &["system:masters"])?;
+        pki.client(
+            "client-kube-apiserver",
+            "kube-apiserver",
+            &["system:masters"],
+        )?;
         pki.service_key()?;
         Ok(pki)
     }
@@ -323,7 +455,14 @@ impl Pki {
     /// # Errors
     /// When a name cannot be in a certificate.
     pub fn issue_server(&self, cn: &str, names: &[String], ips: &[IpAddr]) -> Result<Pair, Error> {
-        self.server_ca.issue(cn, &Use::Server { names: names.to_vec(), ips: ips.to_vec() }, now())
+        self.server_ca.issue(
+            cn,
+            &Use::Server {
+                names: names.to_vec(),
+                ips: ips.to_vec(),
+            },
+            now(),
+        )
     }
 
     /// A client certificate, not kept; `organizations` (at most two) are its groups.
@@ -332,7 +471,8 @@ impl Pki {
     /// When the names cannot be in a certificate.
     pub fn issue_client(&self, cn: &str, organizations: &[&str]) -> Result<Pair, Error> {
         let organizations = organizations.iter().map(ToString::to_string).collect();
-        self.client_ca.issue(cn, &Use::Client { organizations }, now())
+        self.client_ca
+            .issue(cn, &Use::Client { organizations }, now())
     }
 
     /// A client certificate that is kept in `<file>.crt` and `<file>.key` and renewed when it is asked for near its end.
@@ -341,15 +481,31 @@ impl Pki {
     /// As [`Pki::issue_client`], and when files cannot be used.
     pub fn client(&self, file: &str, cn: &str, organizations: &[&str]) -> Result<Pair, Error> {
         let organizations = organizations.iter().map(ToString::to_string).collect();
-        self.client_ca.ensure(&self.dir, file, cn, &Use::Client { organizations }, now())
+        self.client_ca
+            .ensure(&self.dir, file, cn, &Use::Client { organizations }, now())
     }
 
     /// A serving certificate that is kept likewise.
     ///
     /// # Errors
     /// As [`Pki::issue_server`], and when files cannot be used.
-    pub fn server(&self, file: &str, cn: &str, names: &[String], ips: &[IpAddr]) -> Result<Pair, Error> {
-        self.server_ca.ensure(&self.dir, file, cn, &Use::Server { names: names.to_vec(), ips: ips.to_vec() }, now())
+    pub fn server(
+        &self,
+        file: &str,
+        cn: &str,
+        names: &[String],
+        ips: &[IpAddr],
+    ) -> Result<Pair, Error> {
+        self.server_ca.ensure(
+            &self.dir,
+            file,
+            cn,
+            &Use::Server {
+                names: names.to_vec(),
+                ips: ips.to_vec(),
+            },
+            now(),
+        )
     }
 
     /// The certificate with which the API server talks to kubelets.
@@ -357,7 +513,11 @@ impl Pki {
     /// # Errors
     /// When files cannot be used.
     pub fn kubelet_client(&self) -> Result<Pair, Error> {
-        self.client("client-kube-apiserver", "kube-apiserver", &["system:masters"])
+        self.client(
+            "client-kube-apiserver",
+            "kube-apiserver",
+            &["system:masters"],
+        )
     }
 
     /// The admin's kubeconfig for a server URL like `https://127.0.0.1:6443`, certificates inside.
@@ -406,7 +566,9 @@ impl Pki {
         let mut c = rustls::ServerConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| Error::Pki(e.to_string()))?
-            .with_client_cert_verifier(Arc::new(AnyCertificate { hints: self.clients.clone() }))
+            .with_client_cert_verifier(Arc::new(AnyCertificate {
+                hints: self.clients.clone(),
+            }))
             .with_cert_resolver(self.serving.clone());
         c.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(c))
@@ -417,8 +579,13 @@ impl Pki {
     /// # Errors
     /// Why not.
     pub fn verify_client(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
-        let Some((end, intermediates)) = chain.split_first() else { return Err("no certificate".into()) };
-        self.clients.verify_client_cert(end, intermediates, UnixTime::now()).map(drop).map_err(|e| e.to_string())
+        let Some((end, intermediates)) = chain.split_first() else {
+            return Err("no certificate".into());
+        };
+        self.clients
+            .verify_client_cert(end, intermediates, UnixTime::now())
+            .map(drop)
+            .map_err(|e| e.to_string())
     }
 
     /// What rustls computes with.
@@ -440,7 +607,8 @@ pub fn parse(pair: &Pair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer
     let chain: Vec<_> = CertificateDer::pem_slice_iter(pair.cert_pem.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|e| Error::Pki(format!("certificate: {e}")))?;
-    let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).map_err(|e| Error::Pki(format!("key: {e}")))?;
+    let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes())
+        .map_err(|e| Error::Pki(format!("key: {e}")))?;
     Ok((chain, key))
 }
 
@@ -451,9 +619,13 @@ fn certified(pair: &Pair, provider: &CryptoProvider) -> Result<CertifiedKey, Err
 
 fn until(pair: &Pair) -> u64 {
     let der = CertificateDer::from_pem_slice(pair.cert_pem.as_bytes()).ok();
-    der.and_then(|d| x509_parser::parse_x509_certificate(&d).ok().map(|(_, c)| c.validity().not_after.timestamp()))
-        .and_then(|t| u64::try_from(t).ok())
-        .unwrap_or(0)
+    der.and_then(|d| {
+        x509_parser::parse_x509_certificate(&d)
+            .ok()
+            .map(|(_, c)| c.validity().not_after.timestamp())
+    })
+    .and_then(|t| u64::try_from(t).ok())
+    .unwrap_or(0)
 }
 
 /// The serving certificate, renewed by the first handshake after it has become old.
@@ -484,8 +656,19 @@ impl ResolvesServerCert for Serving {
         if at >= current.1 {
             let renewed = self
                 .ca
-                .ensure(&self.dir, "serving-kube-apiserver", "kube-apiserver", &self.wanted, at)
-                .and_then(|pair| Ok((Arc::new(certified(&pair, &self.provider)?), until(&pair) - RENEW_DAYS * DAY)));
+                .ensure(
+                    &self.dir,
+                    "serving-kube-apiserver",
+                    "kube-apiserver",
+                    &self.wanted,
+                    at,
+                )
+                .and_then(|pair| {
+                    Ok((
+                        Arc::new(certified(&pair, &self.provider)?),
+                        until(&pair) - RENEW_DAYS * DAY,
+                    ))
+                });
             match renewed {
                 Ok(new) => *current = new,
                 Err(e) => {
@@ -562,7 +745,8 @@ mod tests {
     #[test]
     fn certificates_are_kept_over_restarts_and_renewed_for_new_names_or_age() {
         let dir = tempfile::tempdir().expect("dir");
-        let read = || std::fs::read_to_string(dir.path().join("serving-kube-apiserver.crt")).expect("crt");
+        let read =
+            || std::fs::read_to_string(dir.path().join("serving-kube-apiserver.crt")).expect("crt");
         open(dir.path(), "a", now());
         let first = read();
         open(dir.path(), "a", now());
@@ -572,7 +756,9 @@ mod tests {
         assert_ne!(second, first, "a new name");
         open(dir.path(), "b", now() + (LEAF_DAYS - RENEW_DAYS + 1) * DAY);
         assert_ne!(read(), second, "old age");
-        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(dir.path().join("client-ca.key")).expect("key"));
+        let mode = std::os::unix::fs::MetadataExt::mode(
+            &std::fs::metadata(dir.path().join("client-ca.key")).expect("key"),
+        );
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -580,12 +766,19 @@ mod tests {
     fn clients_are_verified_against_the_client_authority_only() {
         let dir = tempfile::tempdir().expect("dir");
         let pki = open(dir.path(), "a", now());
-        let (mine, _) = parse(&pki.issue_client("jane", &["dev", "ops"]).expect("issue")).expect("parse");
+        let (mine, _) =
+            parse(&pki.issue_client("jane", &["dev", "ops"]).expect("issue")).expect("parse");
         assert_eq!(pki.verify_client(&mine), Ok(()));
-        let (server, _) = parse(&pki.issue_server("x", &["x".into()], &[]).expect("issue")).expect("parse");
+        let (server, _) =
+            parse(&pki.issue_server("x", &["x".into()], &[]).expect("issue")).expect("parse");
         assert!(pki.verify_client(&server).is_err());
         let other = tempfile::tempdir().expect("dir");
-        let (foreign, _) = parse(&open(other.path(), "a", now()).issue_client("jane", &[]).expect("issue")).expect("parse");
+        let (foreign, _) = parse(
+            &open(other.path(), "a", now())
+                .issue_client("jane", &[])
+                .expect("issue"),
+        )
+        .expect("parse");
         assert!(pki.verify_client(&foreign).is_err());
     }
 
@@ -594,13 +787,22 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         open(dir.path(), "a", now());
         std::fs::write(dir.path().join("client-ca.crt"), "garbage").expect("write");
-        let e = Pki::open_at(dir.path(), vec![], vec![], now()).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(e.contains("client-ca.crt") && e.contains("remove it"), "{e}");
+        let e = Pki::open_at(dir.path(), vec![], vec![], now())
+            .err()
+            .map(|e| e.to_string())
+            .unwrap_or_default();
+        assert!(
+            e.contains("client-ca.crt") && e.contains("remove it"),
+            "{e}"
+        );
     }
 
     #[test]
     fn the_first_service_address_is_one_after_the_network() {
-        assert_eq!(first_address("10.43.0.0/16"), Some(IpAddr::from([10, 43, 0, 1])));
+        assert_eq!(
+            first_address("10.43.0.0/16"),
+            Some(IpAddr::from([10, 43, 0, 1]))
+        );
         assert_eq!(first_address("nonsense"), None);
     }
 }

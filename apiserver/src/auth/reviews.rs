@@ -34,7 +34,11 @@ pub async fn create(app: &Arc<App>, row: &Arc<Row>, mut request: Request) -> Ans
         "LocalSubjectAccessReview" => {
             let ns = text(&spec, &["resourceAttributes", "namespace"]);
             if spec.get("nonResourceAttributes").is_some() || ns != request.info.namespace {
-                let e = FieldError::invalid("spec.resourceAttributes.namespace", ns, "must match metadata.namespace");
+                let e = FieldError::invalid(
+                    "spec.resourceAttributes.namespace",
+                    ns,
+                    "must match metadata.namespace",
+                );
                 return Err(Status::invalid(&row.group, &row.kind, "", &[e]));
             }
             access(app, row, &subject(row, &spec)?, &spec)?
@@ -51,7 +55,10 @@ pub async fn create(app: &Arc<App>, row: &Arc<Row>, mut request: Request) -> Ans
     let mut out = Map::new();
     out.insert("kind".into(), row.kind.as_ref().into());
     out.insert("apiVersion".into(), row.api_version().into());
-    let metadata = object.get_mut("metadata").map(Value::take).filter(Value::is_object);
+    let metadata = object
+        .get_mut("metadata")
+        .map(Value::take)
+        .filter(Value::is_object);
     out.insert("metadata".into(), metadata.unwrap_or_else(|| json!({})));
     if &*row.kind != "SelfSubjectReview" {
         out.insert("spec".into(), spec);
@@ -79,14 +86,23 @@ pub fn shown(user: &UserInfo) -> Value {
 fn token_review(app: &Arc<App>, spec: &Value) -> Result<Value, Status> {
     let token = text(spec, &["token"]);
     if token.is_empty() {
-        return Err(Status::bad_request("token is required for TokenReview in authentication"));
+        return Err(Status::bad_request(
+            "token is required for TokenReview in authentication",
+        ));
     }
-    let audiences: Vec<String> =
-        spec.get("audiences").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(String::from).collect();
+    let audiences: Vec<String> = spec
+        .get("audiences")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(String::from)
+        .collect();
     let found = if super::tokens::Tokens::is_ours(token) {
         authentication::review(&app.auth, app, token, &audiences)
     } else if audiences.is_empty() {
-        authentication::of_token(&app.auth, app, token).map(|u| (u, vec![super::tokens::ISSUER.to_string()]))
+        authentication::of_token(&app.auth, app, token)
+            .map(|u| (u, vec![super::tokens::ISSUER.to_string()]))
     } else {
         Err("an unknown token".into())
     };
@@ -97,22 +113,42 @@ fn token_review(app: &Arc<App>, spec: &Value) -> Result<Value, Status> {
 }
 
 fn subject(row: &Row, spec: &Value) -> Result<UserInfo, Status> {
-    let strings = |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_str).map(String::from).collect::<Vec<_>>();
+    let strings = |v: &Value| {
+        v.as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
     let user = UserInfo {
         name: text(spec, &["user"]).into(),
         uid: text(spec, &["uid"]).into(),
         groups: spec.get("groups").map(strings).unwrap_or_default(),
-        extra: spec.get("extra").and_then(Value::as_object).into_iter().flatten().map(|(k, v)| (k.clone(), strings(v))).collect(),
+        extra: spec
+            .get("extra")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), strings(v)))
+            .collect(),
     };
     if user.name.is_empty() && user.groups.is_empty() {
-        let e = FieldError::invalid("spec.user", "", "at least one of user or group must be specified");
+        let e = FieldError::invalid(
+            "spec.user",
+            "",
+            "at least one of user or group must be specified",
+        );
         return Err(Status::invalid(&row.group, &row.kind, "", &[e]));
     }
     Ok(user)
 }
 
 fn access(app: &Arc<App>, row: &Row, user: &UserInfo, spec: &Value) -> Result<Value, Status> {
-    let (resource, path) = (spec.get("resourceAttributes").filter(|v| v.is_object()), spec.get("nonResourceAttributes").filter(|v| v.is_object()));
+    let (resource, path) = (
+        spec.get("resourceAttributes").filter(|v| v.is_object()),
+        spec.get("nonResourceAttributes").filter(|v| v.is_object()),
+    );
     let a = match (resource, path) {
         (Some(r), None) => Attributes {
             user,
@@ -139,11 +175,19 @@ fn access(app: &Arc<App>, row: &Row, user: &UserInfo, spec: &Value) -> Result<Va
             is_resource: false,
         },
         (Some(_), Some(_)) => {
-            let e = FieldError::invalid("spec.nonResourceAttributes", Value::Null, "cannot be specified in combination with resourceAttributes");
+            let e = FieldError::invalid(
+                "spec.nonResourceAttributes",
+                Value::Null,
+                "cannot be specified in combination with resourceAttributes",
+            );
             return Err(Status::invalid(&row.group, &row.kind, "", &[e]));
         }
         (None, None) => {
-            let e = FieldError::invalid("spec.resourceAttributes", Value::Null, "exactly one of nonResourceAttributes or resourceAttributes must be specified");
+            let e = FieldError::invalid(
+                "spec.resourceAttributes",
+                Value::Null,
+                "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+            );
             return Err(Status::invalid(&row.group, &row.kind, "", &[e]));
         }
     };
@@ -159,8 +203,23 @@ fn rules(app: &Arc<App>, user: &UserInfo, namespace: &str) -> Value {
     let mut all = app.auth.rbac.rules_of(user, namespace);
     if user.in_group(super::MASTERS) {
         let star = || vec!["*".to_string()];
-        all.insert(0, Rule { verbs: star(), groups: star(), resources: star(), ..Rule::default() });
-        all.insert(1, Rule { verbs: star(), urls: star(), ..Rule::default() });
+        all.insert(
+            0,
+            Rule {
+                verbs: star(),
+                groups: star(),
+                resources: star(),
+                ..Rule::default()
+            },
+        );
+        all.insert(
+            1,
+            Rule {
+                verbs: star(),
+                urls: star(),
+                ..Rule::default()
+            },
+        );
     }
     let mut resources = Vec::new();
     let mut paths = Vec::new();
@@ -176,7 +235,8 @@ fn rules(app: &Arc<App>, user: &UserInfo, namespace: &str) -> Value {
         }
     }
     let incomplete = super::authorization::node_of(user).is_some();
-    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": incomplete});
+    let mut status =
+        json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": incomplete});
     if incomplete {
         status["evaluationError"] = "node authorizer does not support user rule resolution".into();
     }

@@ -115,15 +115,28 @@ impl Tokens {
     pub fn new(pki: &Pki) -> Result<Self, String> {
         let key = pki.service_key().map_err(|e| e.to_string())?;
         let bad = |e: jsonwebtoken::errors::Error| {
-            format!("{}: {e}; only P-256 keys sign tokens, remove the file to have a new one made", pki.dir().join("service.key").display())
+            format!(
+                "{}: {e}; only P-256 keys sign tokens, remove the file to have a new one made",
+                pki.dir().join("service.key").display()
+            )
         };
         let public = key.public_key_pem();
         let der: String = public.lines().filter(|l| !l.starts_with('-')).collect();
-        let der = base64::engine::general_purpose::STANDARD.decode(der).map_err(|e| e.to_string())?;
+        let der = base64::engine::general_purpose::STANDARD
+            .decode(der)
+            .map_err(|e| e.to_string())?;
         let raw = key.public_key_raw();
         let point = match raw {
-            [4, xy @ ..] if xy.len() == 64 => (URL_SAFE_NO_PAD.encode(&xy[..32]), URL_SAFE_NO_PAD.encode(&xy[32..])),
-            _ => return Err(format!("{}: only P-256 keys sign tokens", pki.dir().join("service.key").display())),
+            [4, xy @ ..] if xy.len() == 64 => (
+                URL_SAFE_NO_PAD.encode(&xy[..32]),
+                URL_SAFE_NO_PAD.encode(&xy[32..]),
+            ),
+            _ => {
+                return Err(format!(
+                    "{}: only P-256 keys sign tokens",
+                    pki.dir().join("service.key").display()
+                ));
+            }
         };
         Ok(Self {
             encoding: EncodingKey::from_ec_pem(key.serialize_pem().as_bytes()).map_err(bad)?,
@@ -176,13 +189,16 @@ impl Tokens {
         let head = part(&json!({"alg": "ES256", "kid": self.key_id}));
         let body = part(&serde_json::to_value(&claims).map_err(|e| e.to_string())?);
         let message = format!("{head}.{body}");
-        let signature = crypto::sign(message.as_bytes(), &self.encoding, Algorithm::ES256).map_err(|e| e.to_string())?;
+        let signature = crypto::sign(message.as_bytes(), &self.encoding, Algorithm::ES256)
+            .map_err(|e| e.to_string())?;
         Ok((format!("{message}.{signature}"), now + seconds))
     }
 
     /// Is this a token of ours, going by its looks? Others are then tried.
     pub fn is_ours(token: &str) -> bool {
-        let Some(body) = token.split('.').nth(1) else { return false };
+        let Some(body) = token.split('.').nth(1) else {
+            return false;
+        };
         URL_SAFE_NO_PAD
             .decode(body)
             .ok()
@@ -194,7 +210,13 @@ impl Tokens {
     ///
     /// # Errors
     /// Why it is not valid.
-    pub fn check(&self, token: &str, audiences: &[String], now: i64, lookup: Lookup<'_>) -> Result<(UserInfo, Vec<String>), String> {
+    pub fn check(
+        &self,
+        token: &str,
+        audiences: &[String],
+        now: i64,
+        lookup: Lookup<'_>,
+    ) -> Result<(UserInfo, Vec<String>), String> {
         let claims = self.verify(token)?;
         if claims.iss != ISSUER {
             return Err("token is of another issuer".into());
@@ -207,10 +229,21 @@ impl Tokens {
             return Err("service account token is not valid yet".into());
         }
         let own = [ISSUER.to_string()];
-        let wanted = if audiences.is_empty() { &own[..] } else { audiences };
-        let good: Vec<String> = wanted.iter().filter(|a| claims.aud.contains(a)).cloned().collect();
+        let wanted = if audiences.is_empty() {
+            &own[..]
+        } else {
+            audiences
+        };
+        let good: Vec<String> = wanted
+            .iter()
+            .filter(|a| claims.aud.contains(a))
+            .cloned()
+            .collect();
         if good.is_empty() {
-            return Err(format!("token audiences {:?} is invalid for the target audiences {wanted:?}", claims.aud));
+            return Err(format!(
+                "token audiences {:?} is invalid for the target audiences {wanted:?}",
+                claims.aud
+            ));
         }
         let k = &claims.kubernetes;
         let ns = &k.namespace;
@@ -226,11 +259,18 @@ impl Tokens {
         let mut user = UserInfo {
             name: format!("system:serviceaccount:{ns}:{}", k.serviceaccount.name),
             uid: k.serviceaccount.uid.clone(),
-            groups: vec![ALL_GROUP.into(), format!("{ALL_GROUP}:{ns}"), super::AUTHENTICATED.into()],
+            groups: vec![
+                ALL_GROUP.into(),
+                format!("{ALL_GROUP}:{ns}"),
+                super::AUTHENTICATED.into(),
+            ],
             ..UserInfo::default()
         };
         let mut extra = |key: &str, value: &str| {
-            user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value.into()]);
+            user.extra.insert(
+                format!("authentication.kubernetes.io/{key}"),
+                vec![value.into()],
+            );
         };
         extra("credential-id", &format!("JTI={}", claims.jti));
         if let Some(p) = &k.pod {
@@ -252,12 +292,21 @@ impl Tokens {
         }
         let (message, signature) = token.rsplit_once('.').ok_or("not a token")?;
         let (head, body) = message.split_once('.').ok_or("not a token")?;
-        let decode = |s: &str| URL_SAFE_NO_PAD.decode(s).map_err(|_| "not a token".to_string());
+        let decode = |s: &str| {
+            URL_SAFE_NO_PAD
+                .decode(s)
+                .map_err(|_| "not a token".to_string())
+        };
         let head: Value = serde_json::from_slice(&decode(head)?).map_err(|e| e.to_string())?;
         if head.get("alg").and_then(Value::as_str) != Some("ES256") {
             return Err("token is signed with an unknown algorithm".into());
         }
-        match crypto::verify(signature, message.as_bytes(), &self.decoding, Algorithm::ES256) {
+        match crypto::verify(
+            signature,
+            message.as_bytes(),
+            &self.decoding,
+            Algorithm::ES256,
+        ) {
             Ok(true) => {}
             Ok(false) => return Err("token's signature is not valid".into()),
             Err(e) => return Err(e.to_string()),
@@ -293,19 +342,38 @@ impl Tokens {
 }
 
 /// Is the named object there, with that uid, and not on its way out?
-fn valid(lookup: Lookup<'_>, storage: &str, namespace: &str, wanted: &Ref, now: i64) -> Result<(), String> {
+fn valid(
+    lookup: Lookup<'_>,
+    storage: &str,
+    namespace: &str,
+    wanted: &Ref,
+    now: i64,
+) -> Result<(), String> {
     let kind = storage.rsplit('/').next().unwrap_or(storage);
     let Some(found) = lookup(storage, namespace, &wanted.name) else {
         return Err(format!("{kind} {:?} of the token not found", wanted.name));
     };
-    let text = |k: &str| found.get("metadata").and_then(|m| m.get(k)).and_then(Value::as_str).unwrap_or("");
+    let text = |k: &str| {
+        found
+            .get("metadata")
+            .and_then(|m| m.get(k))
+            .and_then(Value::as_str)
+            .unwrap_or("")
+    };
     if text("uid") != wanted.uid {
-        return Err(format!("{kind} UID ({}) does not match token's claim ({})", text("uid"), wanted.uid));
+        return Err(format!(
+            "{kind} UID ({}) does not match token's claim ({})",
+            text("uid"),
+            wanted.uid
+        ));
     }
     if let Ok(at) = text("deletionTimestamp").parse::<jiff::Timestamp>()
         && at.as_second() + DELETION_LEEWAY < now
     {
-        return Err(format!("{kind} {:?} of the token has been deleted", wanted.name));
+        return Err(format!(
+            "{kind} {:?} of the token has been deleted",
+            wanted.name
+        ));
     }
     Ok(())
 }
@@ -326,15 +394,36 @@ mod tests {
         match (storage, name) {
             ("core/serviceaccounts", "sa") => Some(json!({"metadata": {"uid": "1"}})),
             ("core/pods", "p") => Some(json!({"metadata": {"uid": "2"}})),
-            ("core/pods", "gone") => Some(json!({"metadata": {"uid": "3", "deletionTimestamp": "1970-01-01T00:00:10Z"}})),
+            ("core/pods", "gone") => {
+                Some(json!({"metadata": {"uid": "3", "deletionTimestamp": "1970-01-01T00:00:10Z"}}))
+            }
             _ => None,
         }
     }
 
     fn issue(t: &Tokens, pod: Option<(&str, &str)>, aud: &str, seconds: i64) -> String {
-        let bound = Bound { pod: pod.map(|(n, u)| Ref { name: n.into(), uid: u.into() }), ..Bound::default() };
-        let sa = Ref { name: "sa".into(), uid: "1".into() };
-        t.issue("ns", sa, bound, vec![aud.into()], seconds, 1000, "id".into()).expect("issue").0
+        let bound = Bound {
+            pod: pod.map(|(n, u)| Ref {
+                name: n.into(),
+                uid: u.into(),
+            }),
+            ..Bound::default()
+        };
+        let sa = Ref {
+            name: "sa".into(),
+            uid: "1".into(),
+        };
+        t.issue(
+            "ns",
+            sa,
+            bound,
+            vec![aud.into()],
+            seconds,
+            1000,
+            "id".into(),
+        )
+        .expect("issue")
+        .0
     }
 
     #[test]
@@ -343,7 +432,14 @@ mod tests {
         let token = issue(&t, Some(("p", "2")), ISSUER, 600);
         let (user, aud) = t.check(&token, &[], 1100, &objects).expect("valid");
         assert_eq!(user.name, "system:serviceaccount:ns:sa");
-        assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:ns", "system:authenticated"]);
+        assert_eq!(
+            user.groups,
+            [
+                "system:serviceaccounts",
+                "system:serviceaccounts:ns",
+                "system:authenticated"
+            ]
+        );
         assert_eq!(user.extra["authentication.kubernetes.io/pod-name"], ["p"]);
         assert_eq!(aud, [ISSUER]);
         assert!(Tokens::is_ours(&token));
@@ -354,16 +450,48 @@ mod tests {
         let (_d, t) = make();
         let token = issue(&t, None, ISSUER, 600);
         assert!(t.check(&token, &[], 1661, &objects).is_err(), "expired");
-        assert!(t.check(&token, &["vault".into()], 1100, &objects).is_err(), "audience");
-        assert!(t.check(&issue(&t, None, "vault", 600), &[], 1100, &objects).is_err(), "audience");
+        assert!(
+            t.check(&token, &["vault".into()], 1100, &objects).is_err(),
+            "audience"
+        );
+        assert!(
+            t.check(&issue(&t, None, "vault", 600), &[], 1100, &objects)
+                .is_err(),
+            "audience"
+        );
         let (_o, other) = make();
-        assert!(other.check(&token, &[], 1100, &objects).is_err(), "another key");
+        assert!(
+            other.check(&token, &[], 1100, &objects).is_err(),
+            "another key"
+        );
         let mut changed = token.clone().into_bytes();
         let middle = token.find('.').unwrap_or(0) + 10;
         changed[middle] = if changed[middle] == b'A' { b'B' } else { b'A' };
-        assert!(t.check(&String::from_utf8_lossy(&changed), &[], 1100, &objects).is_err(), "changed");
-        assert!(t.check(&issue(&t, Some(("p", "9")), ISSUER, 600), &[], 1100, &objects).is_err(), "another uid");
-        assert!(t.check(&issue(&t, Some(("gone", "3")), ISSUER, 600), &[], 1100, &objects).is_err(), "deleted");
+        assert!(
+            t.check(&String::from_utf8_lossy(&changed), &[], 1100, &objects)
+                .is_err(),
+            "changed"
+        );
+        assert!(
+            t.check(
+                &issue(&t, Some(("p", "9")), ISSUER, 600),
+                &[],
+                1100,
+                &objects
+            )
+            .is_err(),
+            "another uid"
+        );
+        assert!(
+            t.check(
+                &issue(&t, Some(("gone", "3")), ISSUER, 600),
+                &[],
+                1100,
+                &objects
+            )
+            .is_err(),
+            "deleted"
+        );
         for junk in ["", ".", "..", "a.b.c", "\u{fffd}.x.y"] {
             assert!(t.check(junk, &[], 1100, &objects).is_err());
         }
@@ -373,6 +501,9 @@ mod tests {
     fn the_kubelets_usual_token_lives_longer_than_it_says() {
         let (_d, t) = make();
         let token = issue(&t, Some(("p", "2")), ISSUER, EXTENDABLE_SECONDS);
-        assert!(t.check(&token, &[], 1000 + 100 * 24 * 3600, &objects).is_ok());
+        assert!(
+            t.check(&token, &[], 1000 + 100 * 24 * 3600, &objects)
+                .is_ok()
+        );
     }
 }

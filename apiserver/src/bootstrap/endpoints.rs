@@ -21,7 +21,9 @@ pub async fn ensure(app: &Arc<App>) -> Result<(), Status> {
     let port = app.config.https_listen_port;
     let address = app.config.advertise_address;
     let ports = json!([{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}]);
-    let first = first_address(&app.config.service_cidr).map(|a| a.to_string()).unwrap_or_default();
+    let first = first_address(&app.config.service_cidr)
+        .map(|a| a.to_string())
+        .unwrap_or_default();
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     match find(app, "core/services", NS, NAME) {
         None => {
@@ -32,7 +34,10 @@ pub async fn ensure(app: &Arc<App>) -> Result<(), Status> {
             make(app, "", "v1", "services", NS, o).await?;
         }
         Some(s) if s["spec"]["ports"] != ports => {
-            put(app, "", "v1", "services", NS, NAME, move |o| o["spec"]["ports"] = ports.clone()).await?;
+            put(app, "", "v1", "services", NS, NAME, move |o| {
+                o["spec"]["ports"] = ports.clone()
+            })
+            .await?;
         }
         Some(_) => {}
     }
@@ -49,7 +54,10 @@ pub async fn ensure(app: &Arc<App>) -> Result<(), Status> {
             make(app, "", "v1", "endpoints", NS, o).await?;
         }
         Some(e) if e["subsets"] != subsets => {
-            put(app, "", "v1", "endpoints", NS, NAME, move |o| o["subsets"] = subsets.clone()).await?;
+            put(app, "", "v1", "endpoints", NS, NAME, move |o| {
+                o["subsets"] = subsets.clone()
+            })
+            .await?;
         }
         Some(_) => {}
     }

@@ -24,16 +24,38 @@ pub async fn run(app: &Arc<App>) -> Result<(), Status> {
     app.special.services.rebuild(app)?;
     namespaces::ensure(app).await?;
     // Independent of each other: together they need fewer commits.
-    let (a, b, c) = tokio::join!(rbac::ensure(app), priority_classes::ensure(app), endpoints::ensure(app));
+    let (a, b, c) = tokio::join!(
+        rbac::ensure(app),
+        priority_classes::ensure(app),
+        endpoints::ensure(app)
+    );
     a.and(b).and(c)
 }
 
 /// Creates an object as the API server itself; somebody else having made it is fine.
-async fn make(app: &Arc<App>, group: &str, version: &str, plural: &str, namespace: &str, mut object: Value) -> Result<(), Status> {
-    let row = app.table.get(group, version, plural).ok_or_else(Status::no_route)?;
+async fn make(
+    app: &Arc<App>,
+    group: &str,
+    version: &str,
+    plural: &str,
+    namespace: &str,
+    mut object: Value,
+) -> Result<(), Status> {
+    let row = app
+        .table
+        .get(group, version, plural)
+        .ok_or_else(Status::no_route)?;
     let user = UserInfo::apiserver();
     (row.strategy.default)(&mut object);
-    let target = Target { app, row: &row, namespace, name: "", subresource: "", user: &user, dry_run: false };
+    let target = Target {
+        app,
+        row: &row,
+        namespace,
+        name: "",
+        subresource: "",
+        user: &user,
+        dry_run: false,
+    };
     match registry::create::create_object(&target, object, &mut Vec::new()).await {
         Ok(_) => Ok(()),
         Err(e) if e.reason == "AlreadyExists" => Ok(()),
@@ -51,9 +73,20 @@ async fn put(
     name: &str,
     change: impl Fn(&mut Value),
 ) -> Result<(), Status> {
-    let row = app.table.get(group, version, plural).ok_or_else(Status::no_route)?;
+    let row = app
+        .table
+        .get(group, version, plural)
+        .ok_or_else(Status::no_route)?;
     let user = UserInfo::apiserver();
-    let target = Target { app, row: &row, namespace, name, subresource: "", user: &user, dry_run: false };
+    let target = Target {
+        app,
+        row: &row,
+        namespace,
+        name,
+        subresource: "",
+        user: &user,
+        dry_run: false,
+    };
     registry::update::update_object(&target, &mut Vec::new(), false, |current| {
         let mut new = current.clone();
         change(&mut new);
@@ -65,10 +98,28 @@ async fn put(
 }
 
 /// Deletes an object as the API server itself.
-async fn remove(app: &Arc<App>, group: &str, version: &str, plural: &str, namespace: &str, name: &str) -> Result<(), Status> {
-    let row = app.table.get(group, version, plural).ok_or_else(Status::no_route)?;
+async fn remove(
+    app: &Arc<App>,
+    group: &str,
+    version: &str,
+    plural: &str,
+    namespace: &str,
+    name: &str,
+) -> Result<(), Status> {
+    let row = app
+        .table
+        .get(group, version, plural)
+        .ok_or_else(Status::no_route)?;
     let user = UserInfo::apiserver();
-    let target = Target { app, row: &row, namespace, name, subresource: "", user: &user, dry_run: false };
+    let target = Target {
+        app,
+        row: &row,
+        namespace,
+        name,
+        subresource: "",
+        user: &user,
+        dry_run: false,
+    };
     match registry::delete::delete_object(&target, &registry::options::Options::default()).await {
         Ok(_) => Ok(()),
         Err(e) if e.code == 404 => Ok(()),

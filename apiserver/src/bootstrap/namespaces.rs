@@ -21,6 +21,9 @@ pub async fn ensure(app: &Arc<App>) -> Result<(), Status> {
         let o = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": n, "labels": {"kubernetes.io/metadata.name": n}}});
         make(app, "", "v1", "namespaces", "", o).await
     });
-    let results: Vec<Result<(), Status>> = futures::stream::iter(jobs).buffer_unordered(8).collect().await;
+    let results: Vec<Result<(), Status>> = futures::stream::iter(jobs)
+        .buffer_unordered(8)
+        .collect()
+        .await;
     results.into_iter().collect()
 }

@@ -26,7 +26,11 @@ const CLASSES: [(&str, i64, &str); 2] = [
 /// When one cannot be written.
 pub async fn ensure(app: &Arc<App>) -> Result<(), Status> {
     for (name, value, description) in CLASSES {
-        if app.store.get(&format!("/{GROUP}/priorityclasses/{name}")).is_some() {
+        if app
+            .store
+            .get(&format!("/{GROUP}/priorityclasses/{name}"))
+            .is_some()
+        {
             continue;
         }
         let o = json!({

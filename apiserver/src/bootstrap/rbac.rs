@@ -43,8 +43,11 @@ fn sum(name: &str, of: &[&str]) -> Value {
         "edit" => &["edit", "view"],
         _ => &["view"],
     };
-    let all: Vec<Value> =
-        ROLES.iter().filter(|r| r.aggregate_to.iter().any(|a| parts.contains(a))).flat_map(|r| rules(r.rules)).collect();
+    let all: Vec<Value> = ROLES
+        .iter()
+        .filter(|r| r.aggregate_to.iter().any(|a| parts.contains(a)))
+        .flat_map(|r| rules(r.rules))
+        .collect();
     o["rules"] = all.into();
     o
 }
@@ -81,7 +84,10 @@ fn all() -> Vec<Value> {
         let name = format!("system:controller:{}", r.name);
         l.push(cluster_role(r, &name));
         let account = format!("account:kube-system:{}", r.name);
-        l.push(binding(&name, &[&account, "user:system:kube-controller-manager"]));
+        l.push(binding(
+            &name,
+            &[&account, "user:system:kube-controller-manager"],
+        ));
     }
     l
 }
@@ -90,7 +96,9 @@ fn all() -> Vec<Value> {
 fn complete(have: &mut Value, want: &Value, key: &str) -> bool {
     let mut changed = false;
     for item in want[key].as_array().into_iter().flatten() {
-        let Some(map) = have.as_object_mut() else { return false };
+        let Some(map) = have.as_object_mut() else {
+            return false;
+        };
         let list = map.entry(key).or_insert_with(|| json!([]));
         if list.is_null() {
             *list = json!([]);
@@ -112,11 +120,19 @@ fn complete(have: &mut Value, want: &Value, key: &str) -> bool {
 pub async fn ensure(app: &Arc<App>) -> Result<(), Status> {
     let jobs = all().into_iter().map(|want| async move {
         let (kind, name) = (text(&want, &["kind"]), text(&want, &["metadata", "name"]));
-        let plural = if kind == "ClusterRole" { "clusterroles" } else { "clusterrolebindings" };
+        let plural = if kind == "ClusterRole" {
+            "clusterroles"
+        } else {
+            "clusterrolebindings"
+        };
         let Some(mut have) = find(app, &format!("{GROUP}/{plural}"), "", name) else {
             return make(app, GROUP, "v1", plural, "", want).await;
         };
-        if have["metadata"]["annotations"].get(AUTOUPDATE).and_then(Value::as_str) == Some("false") {
+        if have["metadata"]["annotations"]
+            .get(AUTOUPDATE)
+            .and_then(Value::as_str)
+            == Some("false")
+        {
             return Ok(());
         }
         let changed = complete(&mut have, &want, "rules") | complete(&mut have, &want, "subjects");
@@ -130,7 +146,10 @@ pub async fn ensure(app: &Arc<App>) -> Result<(), Status> {
         })
         .await
     });
-    let results: Vec<Result<(), Status>> = futures::stream::iter(jobs).buffer_unordered(64).collect().await;
+    let results: Vec<Result<(), Status>> = futures::stream::iter(jobs)
+        .buffer_unordered(64)
+        .collect()
+        .await;
     results.into_iter().collect()
 }
 

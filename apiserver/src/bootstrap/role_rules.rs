@@ -29,7 +29,10 @@ fn rule(line: &str) -> Option<Value> {
     if second.starts_with('/') || (second == "*" && line.matches('|').count() == 1) {
         return Some(json!({"verbs": verbs, "nonResourceURLs": list(second)}));
     }
-    let groups: Vec<String> = list(second).into_iter().map(|g| if g == "core" { String::new() } else { g }).collect();
+    let groups: Vec<String> = list(second)
+        .into_iter()
+        .map(|g| if g == "core" { String::new() } else { g })
+        .collect();
     let mut v = json!({"verbs": verbs, "apiGroups": groups, "resources": list(parts.next()?)});
     if let Some(names) = parts.next() {
         v["resourceNames"] = json!(list(names));
@@ -48,24 +51,50 @@ pub struct Role {
 }
 
 const fn role(name: &'static str, rules: &'static [&'static str]) -> Role {
-    Role { name, aggregate_to: &[], rules }
+    Role {
+        name,
+        aggregate_to: &[],
+        rules,
+    }
 }
 
 /// Every bootstrap role but the aggregating ones and the controllers'.
 pub const ROLES: &[Role] = &[
     role("cluster-admin", &["* | * | *", "* | *"]),
-    role("system:discovery", &["get | /api,/api/*,/apis,/apis/*,/healthz,/livez,/openapi,/openapi/*,/readyz,/version,/version/"]),
-    role("system:public-info-viewer", &["get | /healthz,/livez,/readyz,/version,/version/"]),
-    role("system:monitoring", &["get | /healthz,/healthz/*,/livez,/livez/*,/metrics,/metrics/slis,/readyz,/readyz/*"]),
-    role("system:basic-user", &[
-        "create | authorization.k8s.io | selfsubjectaccessreviews,selfsubjectrulesreviews",
-        "create | authentication.k8s.io | selfsubjectreviews",
-    ]),
-    role("system:service-account-issuer-discovery", &["get | /.well-known/openid-configuration,/.well-known/openid-configuration/,/openid/v1/jwks,/openid/v1/jwks/"]),
+    role(
+        "system:discovery",
+        &[
+            "get | /api,/api/*,/apis,/apis/*,/healthz,/livez,/openapi,/openapi/*,/readyz,/version,/version/",
+        ],
+    ),
+    role(
+        "system:public-info-viewer",
+        &["get | /healthz,/livez,/readyz,/version,/version/"],
+    ),
+    role(
+        "system:monitoring",
+        &["get | /healthz,/healthz/*,/livez,/livez/*,/metrics,/metrics/slis,/readyz,/readyz/*"],
+    ),
+    role(
+        "system:basic-user",
+        &[
+            "create | authorization.k8s.io | selfsubjectaccessreviews,selfsubjectrulesreviews",
+            "create | authentication.k8s.io | selfsubjectreviews",
+        ],
+    ),
+    role(
+        "system:service-account-issuer-discovery",
+        &[
+            "get | /.well-known/openid-configuration,/.well-known/openid-configuration/,/openid/v1/jwks,/openid/v1/jwks/",
+        ],
+    ),
     Role {
         name: "system:aggregate-to-admin",
         aggregate_to: &["admin"],
-        rules: &["create | authorization.k8s.io | localsubjectaccessreviews", "W,R | rbac.authorization.k8s.io | roles,rolebindings"],
+        rules: &[
+            "create | authorization.k8s.io | localsubjectaccessreviews",
+            "W,R | rbac.authorization.k8s.io | roles,rolebindings",
+        ],
     },
     Role {
         name: "system:aggregate-to-edit",
@@ -100,217 +129,378 @@ pub const ROLES: &[Role] = &[
             "R | networking.k8s.io | networkpolicies,ingresses,ingresses/status",
         ],
     },
-    role("system:heapster", &["R | core | events,pods,nodes,namespaces", "R | apps | deployments"]),
-    role("system:node", &[
-        "create | authentication.k8s.io | tokenreviews",
-        "create | authorization.k8s.io | subjectaccessreviews,localsubjectaccessreviews",
-        "R | core | services",
-        "create,R | core | nodes",
-        "update,patch | core | nodes/status",
-        "update,patch | core | nodes",
-        EVENTS,
-        "R | core | pods",
-        "create,delete | core | pods",
-        "update,patch | core | pods/status",
-        "create | core | pods/eviction",
-        "get | core | endpoints",
-        "R | node.k8s.io | runtimeclasses",
-        "R | storage.k8s.io | csidrivers",
-        "R,create,update,patch,delete | storage.k8s.io | csinodes",
-        "get | storage.k8s.io | volumeattachments",
-        "create,R | certificates.k8s.io | certificatesigningrequests",
-    ]),
-    role("system:node-proxier", &[
-        "R | core | services,endpoints,nodes",
-        "R | discovery.k8s.io | endpointslices",
-        "R | networking.k8s.io | servicecidrs",
-        EVENTS,
-    ]),
-    role("system:kubelet-api-admin", &["R,proxy | core | nodes", "* | core | nodes/proxy,nodes/log,nodes/stats,nodes/metrics,nodes/spec,nodes/configz,nodes/healthz,nodes/pods"]),
-    role("system:auth-delegator", &["create | authentication.k8s.io | tokenreviews", "create | authorization.k8s.io | subjectaccessreviews"]),
-    role("system:kube-aggregator", &["R | core | services,endpoints", "R | discovery.k8s.io | endpointslices"]),
-    role("system:kube-dns", &["list,watch | core | endpoints,services,namespaces,pods", "list,watch | discovery.k8s.io | endpointslices"]),
-    role("system:coredns", &["list,watch | core | endpoints,services,namespaces,pods", "list,watch | discovery.k8s.io | endpointslices"]),
-    role("system:persistent-volume-provisioner", &[
-        "R,create,delete | core | persistentvolumes",
-        "R,update | core | persistentvolumeclaims",
-        "R | storage.k8s.io | storageclasses",
-        "watch | core | events",
-        EVENTS,
-    ]),
-    role("system:volume-scheduler", &["R,update,patch | core | persistentvolumes,persistentvolumeclaims", "R | storage.k8s.io | storageclasses"]),
-    role("system:kube-scheduler", &[
-        EVENTS,
-        "create | coordination.k8s.io | leases",
-        "get,update | coordination.k8s.io | leases | kube-scheduler",
-        "R | core | nodes,namespaces",
-        "R,delete | core | pods",
-        "create | core | bindings,pods/binding",
-        "patch,update | core | pods/status",
-        "R | core | services,replicationcontrollers",
-        "R | apps | replicasets,statefulsets",
-        "R | policy | poddisruptionbudgets",
-        "R | scheduling.k8s.io | priorityclasses",
-        "R,update,patch | core | persistentvolumeclaims,persistentvolumes",
-        "R | storage.k8s.io | storageclasses,csinodes,csidrivers,csistoragecapacities,volumeattachments",
-        "create | authentication.k8s.io | tokenreviews",
-        "create | authorization.k8s.io | subjectaccessreviews",
-    ]),
-    role("system:kube-controller-manager", &[
-        EVENTS,
-        "create | coordination.k8s.io | leases",
-        "get,update | coordination.k8s.io | leases | kube-controller-manager",
-        "create | core | secrets,serviceaccounts",
-        "delete | core | secrets",
-        "get | core | configmaps,namespaces,secrets,serviceaccounts",
-        "update | core | secrets,serviceaccounts",
-        "create | authentication.k8s.io | tokenreviews",
-        "create | authorization.k8s.io | subjectaccessreviews",
-        "list,watch | * | *",
-        "create | core | serviceaccounts/token",
-    ]),
+    role(
+        "system:heapster",
+        &[
+            "R | core | events,pods,nodes,namespaces",
+            "R | apps | deployments",
+        ],
+    ),
+    role(
+        "system:node",
+        &[
+            "create | authentication.k8s.io | tokenreviews",
+            "create | authorization.k8s.io | subjectaccessreviews,localsubjectaccessreviews",
+            "R | core | services",
+            "create,R | core | nodes",
+            "update,patch | core | nodes/status",
+            "update,patch | core | nodes",
+            EVENTS,
+            "R | core | pods",
+            "create,delete | core | pods",
+            "update,patch | core | pods/status",
+            "create | core | pods/eviction",
+            "get | core | endpoints",
+            "R | node.k8s.io | runtimeclasses",
+            "R | storage.k8s.io | csidrivers",
+            "R,create,update,patch,delete | storage.k8s.io | csinodes",
+            "get | storage.k8s.io | volumeattachments",
+            "create,R | certificates.k8s.io | certificatesigningrequests",
+        ],
+    ),
+    role(
+        "system:node-proxier",
+        &[
+            "R | core | services,endpoints,nodes",
+            "R | discovery.k8s.io | endpointslices",
+            "R | networking.k8s.io | servicecidrs",
+            EVENTS,
+        ],
+    ),
+    role(
+        "system:kubelet-api-admin",
+        &[
+            "R,proxy | core | nodes",
+            "* | core | nodes/proxy,nodes/log,nodes/stats,nodes/metrics,nodes/spec,nodes/configz,nodes/healthz,nodes/pods",
+        ],
+    ),
+    role(
+        "system:auth-delegator",
+        &[
+            "create | authentication.k8s.io | tokenreviews",
+            "create | authorization.k8s.io | subjectaccessreviews",
+        ],
+    ),
+    role(
+        "system:kube-aggregator",
+        &[
+            "R | core | services,endpoints",
+            "R | discovery.k8s.io | endpointslices",
+        ],
+    ),
+    role(
+        "system:kube-dns",
+        &[
+            "list,watch | core | endpoints,services,namespaces,pods",
+            "list,watch | discovery.k8s.io | endpointslices",
+        ],
+    ),
+    role(
+        "system:coredns",
+        &[
+            "list,watch | core | endpoints,services,namespaces,pods",
+            "list,watch | discovery.k8s.io | endpointslices",
+        ],
+    ),
+    role(
+        "system:persistent-volume-provisioner",
+        &[
+            "R,create,delete | core | persistentvolumes",
+            "R,update | core | persistentvolumeclaims",
+            "R | storage.k8s.io | storageclasses",
+            "watch | core | events",
+            EVENTS,
+        ],
+    ),
+    role(
+        "system:volume-scheduler",
+        &[
+            "R,update,patch | core | persistentvolumes,persistentvolumeclaims",
+            "R | storage.k8s.io | storageclasses",
+        ],
+    ),
+    role(
+        "system:kube-scheduler",
+        &[
+            EVENTS,
+            "create | coordination.k8s.io | leases",
+            "get,update | coordination.k8s.io | leases | kube-scheduler",
+            "R | core | nodes,namespaces",
+            "R,delete | core | pods",
+            "create | core | bindings,pods/binding",
+            "patch,update | core | pods/status",
+            "R | core | services,replicationcontrollers",
+            "R | apps | replicasets,statefulsets",
+            "R | policy | poddisruptionbudgets",
+            "R | scheduling.k8s.io | priorityclasses",
+            "R,update,patch | core | persistentvolumeclaims,persistentvolumes",
+            "R | storage.k8s.io | storageclasses,csinodes,csidrivers,csistoragecapacities,volumeattachments",
+            "create | authentication.k8s.io | tokenreviews",
+            "create | authorization.k8s.io | subjectaccessreviews",
+        ],
+    ),
+    role(
+        "system:kube-controller-manager",
+        &[
+            EVENTS,
+            "create | coordination.k8s.io | leases",
+            "get,update | coordination.k8s.io | leases | kube-controller-manager",
+            "create | core | secrets,serviceaccounts",
+            "delete | core | secrets",
+            "get | core | configmaps,namespaces,secrets,serviceaccounts",
+            "update | core | secrets,serviceaccounts",
+            "create | authentication.k8s.io | tokenreviews",
+            "create | authorization.k8s.io | subjectaccessreviews",
+            "list,watch | * | *",
+            "create | core | serviceaccounts/token",
+        ],
+    ),
 ];
 
 /// The controllers' roles; each is bound to the service account of its name in kube-system, and to the user
 /// `system:kube-controller-manager`, as which they all run in one process.
 pub const CONTROLLERS: &[Role] = &[
-    role("attachdetach-controller", &[
-        "R | core | persistentvolumes,persistentvolumeclaims,nodes,pods",
-        "patch,update | core | nodes/status",
-        "R,create,delete | storage.k8s.io | volumeattachments",
-        "R | storage.k8s.io | csidrivers,csinodes",
-        EVENTS,
-    ]),
-    role("clusterrole-aggregation-controller", &["escalate,R,update,patch | rbac.authorization.k8s.io | clusterroles"]),
-    role("cronjob-controller", &[
-        "R,update | batch | cronjobs",
-        "R,create,update,delete,patch | batch | jobs",
-        "update | batch | cronjobs/status,cronjobs/finalizers",
-        "list,watch,delete | core | pods",
-        EVENTS,
-    ]),
-    role("daemon-set-controller", &[
-        "R | apps | daemonsets",
-        "update | apps | daemonsets/status,daemonsets/finalizers",
-        "list,watch | core | nodes",
-        "list,watch,create,delete,patch | core | pods",
-        "create | core | pods/binding",
-        "R,create,delete,update,patch | apps | controllerrevisions",
-        EVENTS,
-    ]),
-    role("deployment-controller", &[
-        "R,update | apps | deployments",
-        "update | apps | deployments/status,deployments/finalizers",
-        "R,create,update,patch,delete | apps | replicasets",
-        "R,update | core | pods",
-        EVENTS,
-    ]),
-    role("disruption-controller", &[
-        "R | apps | deployments,replicasets,statefulsets",
-        "R | core | replicationcontrollers,pods",
-        "R | policy | poddisruptionbudgets",
-        "update | policy | poddisruptionbudgets/status",
-        "patch,update | core | pods/status",
-        "get | * | */scale",
-        EVENTS,
-    ]),
-    role("endpoint-controller", &[
-        "R | core | services,pods",
-        "R,create,update,delete | core | endpoints",
-        "create | core | endpoints/restricted",
-        EVENTS,
-    ]),
-    role("endpointslice-controller", &[
-        "R | core | services,pods,nodes",
-        "update | core | services/finalizers",
-        "R,create,update,delete | discovery.k8s.io | endpointslices",
-        EVENTS,
-    ]),
-    role("endpointslicemirroring-controller", &[
-        "R | core | services,endpoints",
-        "update | core | services/finalizers,endpoints/finalizers",
-        "R,create,update,delete | discovery.k8s.io | endpointslices",
-        EVENTS,
-    ]),
-    role("ephemeral-volume-controller", &[
-        "R | core | pods",
-        "update | core | pods/finalizers",
-        "R,create | core | persistentvolumeclaims",
-        EVENTS,
-    ]),
-    role("expand-controller", &[
-        "R,update,patch | core | persistentvolumes",
-        "update,patch | core | persistentvolumeclaims/status",
-        "R | core | persistentvolumeclaims",
-        EVENTS,
-    ]),
-    role("generic-garbage-collector", &["R,patch,update,delete | * | *", EVENTS]),
-    role("horizontal-pod-autoscaler", &[
-        "R | autoscaling | horizontalpodautoscalers",
-        "update | autoscaling | horizontalpodautoscalers/status",
-        "get,update | * | */scale",
-        "list,watch | core | pods",
-        "list,watch | metrics.k8s.io | pods",
-        EVENTS,
-    ]),
-    role("job-controller", &[
-        "R,update,patch | batch | jobs",
-        "update | batch | jobs/status,jobs/finalizers",
-        "list,watch,create,delete,patch | core | pods",
-        EVENTS,
-    ]),
-    role("namespace-controller", &[
-        "R,delete | core | namespaces",
-        "update | core | namespaces/finalize,namespaces/status",
-        "R,delete,deletecollection | * | *",
-    ]),
-    role("node-controller", &[
-        "R,update,delete,patch | core | nodes",
-        "patch,update | core | nodes/status,pods/status",
-        "R,delete | core | pods",
-        "R,create,update,delete | coordination.k8s.io | leases",
-        EVENTS,
-    ]),
-    role("persistent-volume-binder", &[
-        "R,update,create,delete | core | persistentvolumes",
-        "update | core | persistentvolumes/status,persistentvolumeclaims/status",
-        "R,update | core | persistentvolumeclaims",
-        "R,create,delete | core | pods",
-        "R | storage.k8s.io | storageclasses",
-        "R,create,update,delete | core | endpoints,services",
-        "get,list | core | secrets",
-        "R | core | nodes",
-        EVENTS,
-    ]),
-    role("pod-garbage-collector", &["list,watch,delete | core | pods", "R | core | nodes", "patch,update | core | pods/status"]),
-    role("pv-protection-controller", &["R,update | core | persistentvolumes", EVENTS]),
-    role("pvc-protection-controller", &["R,update | core | persistentvolumeclaims", "R | core | pods", EVENTS]),
-    role("replicaset-controller", &[
-        "R,update | apps | replicasets",
-        "update | apps | replicasets/status,replicasets/finalizers",
-        "list,watch,create,delete,patch | core | pods",
-        EVENTS,
-    ]),
-    role("replication-controller", &[
-        "R,update | core | replicationcontrollers",
-        "update | core | replicationcontrollers/status,replicationcontrollers/finalizers",
-        "list,watch,create,delete,patch | core | pods",
-        EVENTS,
-    ]),
-    role("resourcequota-controller", &["list,watch | * | *", "update | core | resourcequotas/status", EVENTS]),
-    role("root-ca-cert-publisher", &["create,update,R | core | configmaps", "R | core | namespaces", EVENTS]),
-    role("service-account-controller", &["create,R | core | serviceaccounts", "R | core | namespaces", EVENTS]),
-    role("statefulset-controller", &[
-        "list,watch | core | pods",
-        "R | apps | statefulsets",
-        "update | apps | statefulsets/status,statefulsets/finalizers",
-        "R,create,delete,update,patch | core | pods",
-        "R,create,delete,update,patch | apps | controllerrevisions",
-        "R,create,update,delete | core | persistentvolumeclaims",
-        EVENTS,
-    ]),
-    role("ttl-after-finished-controller", &["R,delete | batch | jobs", EVENTS]),
-    role("ttl-controller", &["update,patch,list,watch | core | nodes", EVENTS]),
+    role(
+        "attachdetach-controller",
+        &[
+            "R | core | persistentvolumes,persistentvolumeclaims,nodes,pods",
+            "patch,update | core | nodes/status",
+            "R,create,delete | storage.k8s.io | volumeattachments",
+            "R | storage.k8s.io | csidrivers,csinodes",
+            EVENTS,
+        ],
+    ),
+    role(
+        "clusterrole-aggregation-controller",
+        &["escalate,R,update,patch | rbac.authorization.k8s.io | clusterroles"],
+    ),
+    role(
+        "cronjob-controller",
+        &[
+            "R,update | batch | cronjobs",
+            "R,create,update,delete,patch | batch | jobs",
+            "update | batch | cronjobs/status,cronjobs/finalizers",
+            "list,watch,delete | core | pods",
+            EVENTS,
+        ],
+    ),
+    role(
+        "daemon-set-controller",
+        &[
+            "R | apps | daemonsets",
+            "update | apps | daemonsets/status,daemonsets/finalizers",
+            "list,watch | core | nodes",
+            "list,watch,create,delete,patch | core | pods",
+            "create | core | pods/binding",
+            "R,create,delete,update,patch | apps | controllerrevisions",
+            EVENTS,
+        ],
+    ),
+    role(
+        "deployment-controller",
+        &[
+            "R,update | apps | deployments",
+            "update | apps | deployments/status,deployments/finalizers",
+            "R,create,update,patch,delete | apps | replicasets",
+            "R,update | core | pods",
+            EVENTS,
+        ],
+    ),
+    role(
+        "disruption-controller",
+        &[
+            "R | apps | deployments,replicasets,statefulsets",
+            "R | core | replicationcontrollers,pods",
+            "R | policy | poddisruptionbudgets",
+            "update | policy | poddisruptionbudgets/status",
+            "patch,update | core | pods/status",
+            "get | * | */scale",
+            EVENTS,
+        ],
+    ),
+    role(
+        "endpoint-controller",
+        &[
+            "R | core | services,pods",
+            "R,create,update,delete | core | endpoints",
+            "create | core | endpoints/restricted",
+            EVENTS,
+        ],
+    ),
+    role(
+        "endpointslice-controller",
+        &[
+            "R | core | services,pods,nodes",
+            "update | core | services/finalizers",
+            "R,create,update,delete | discovery.k8s.io | endpointslices",
+            EVENTS,
+        ],
+    ),
+    role(
+        "endpointslicemirroring-controller",
+        &[
+            "R | core | services,endpoints",
+            "update | core | services/finalizers,endpoints/finalizers",
+            "R,create,update,delete | discovery.k8s.io | endpointslices",
+            EVENTS,
+        ],
+    ),
+    role(
+        "ephemeral-volume-controller",
+        &[
+            "R | core | pods",
+            "update | core | pods/finalizers",
+            "R,create | core | persistentvolumeclaims",
+            EVENTS,
+        ],
+    ),
+    role(
+        "expand-controller",
+        &[
+            "R,update,patch | core | persistentvolumes",
+            "update,patch | core | persistentvolumeclaims/status",
+            "R | core | persistentvolumeclaims",
+            EVENTS,
+        ],
+    ),
+    role(
+        "generic-garbage-collector",
+        &["R,patch,update,delete | * | *", EVENTS],
+    ),
+    role(
+        "horizontal-pod-autoscaler",
+        &[
+            "R | autoscaling | horizontalpodautoscalers",
+            "update | autoscaling | horizontalpodautoscalers/status",
+            "get,update | * | */scale",
+            "list,watch | core | pods",
+            "list,watch | metrics.k8s.io | pods",
+            EVENTS,
+        ],
+    ),
+    role(
+        "job-controller",
+        &[
+            "R,update,patch | batch | jobs",
+            "update | batch | jobs/status,jobs/finalizers",
+            "list,watch,create,delete,patch | core | pods",
+            EVENTS,
+        ],
+    ),
+    role(
+        "namespace-controller",
+        &[
+            "R,delete | core | namespaces",
+            "update | core | namespaces/finalize,namespaces/status",
+            "R,delete,deletecollection | * | *",
+        ],
+    ),
+    role(
+        "node-controller",
+        &[
+            "R,update,delete,patch | core | nodes",
+            "patch,update | core | nodes/status,pods/status",
+            "R,delete | core | pods",
+            "R,create,update,delete | coordination.k8s.io | leases",
+            EVENTS,
+        ],
+    ),
+    role(
+        "persistent-volume-binder",
+        &[
+            "R,update,create,delete | core | persistentvolumes",
+            "update | core | persistentvolumes/status,persistentvolumeclaims/status",
+            "R,update | core | persistentvolumeclaims",
+            "R,create,delete | core | pods",
+            "R | storage.k8s.io | storageclasses",
+            "R,create,update,delete | core | endpoints,services",
+            "get,list | core | secrets",
+            "R | core | nodes",
+            EVENTS,
+        ],
+    ),
+    role(
+        "pod-garbage-collector",
+        &[
+            "list,watch,delete | core | pods",
+            "R | core | nodes",
+            "patch,update | core | pods/status",
+        ],
+    ),
+    role(
+        "pv-protection-controller",
+        &["R,update | core | persistentvolumes", EVENTS],
+    ),
+    role(
+        "pvc-protection-controller",
+        &[
+            "R,update | core | persistentvolumeclaims",
+            "R | core | pods",
+            EVENTS,
+        ],
+    ),
+    role(
+        "replicaset-controller",
+        &[
+            "R,update | apps | replicasets",
+            "update | apps | replicasets/status,replicasets/finalizers",
+            "list,watch,create,delete,patch | core | pods",
+            EVENTS,
+        ],
+    ),
+    role(
+        "replication-controller",
+        &[
+            "R,update | core | replicationcontrollers",
+            "update | core | replicationcontrollers/status,replicationcontrollers/finalizers",
+            "list,watch,create,delete,patch | core | pods",
+            EVENTS,
+        ],
+    ),
+    role(
+        "resourcequota-controller",
+        &[
+            "list,watch | * | *",
+            "update | core | resourcequotas/status",
+            EVENTS,
+        ],
+    ),
+    role(
+        "root-ca-cert-publisher",
+        &[
+            "create,update,R | core | configmaps",
+            "R | core | namespaces",
+            EVENTS,
+        ],
+    ),
+    role(
+        "service-account-controller",
+        &[
+            "create,R | core | serviceaccounts",
+            "R | core | namespaces",
+            EVENTS,
+        ],
+    ),
+    role(
+        "statefulset-controller",
+        &[
+            "list,watch | core | pods",
+            "R | apps | statefulsets",
+            "update | apps | statefulsets/status,statefulsets/finalizers",
+            "R,create,delete,update,patch | core | pods",
+            "R,create,delete,update,patch | apps | controllerrevisions",
+            "R,create,update,delete | core | persistentvolumeclaims",
+            EVENTS,
+        ],
+    ),
+    role(
+        "ttl-after-finished-controller",
+        &["R,delete | batch | jobs", EVENTS],
+    ),
+    role(
+        "ttl-controller",
+        &["update,patch,list,watch | core | nodes", EVENTS],
+    ),
 ];
 
 /// Cluster role, and the subjects it is bound to: `group:`, `user:`.
@@ -319,14 +509,26 @@ pub const BINDINGS: &[(&str, &[&str])] = &[
     ("system:monitoring", &["group:system:monitoring"]),
     ("system:discovery", &["group:system:authenticated"]),
     ("system:basic-user", &["group:system:authenticated"]),
-    ("system:public-info-viewer", &["group:system:authenticated", "group:system:unauthenticated"]),
+    (
+        "system:public-info-viewer",
+        &["group:system:authenticated", "group:system:unauthenticated"],
+    ),
     ("system:node", &["group:system:nodes"]),
     ("system:node-proxier", &["user:system:kube-proxy"]),
-    ("system:kube-controller-manager", &["user:system:kube-controller-manager"]),
+    (
+        "system:kube-controller-manager",
+        &["user:system:kube-controller-manager"],
+    ),
     ("system:kube-scheduler", &["user:system:kube-scheduler"]),
     ("system:volume-scheduler", &["user:system:kube-scheduler"]),
-    ("system:kube-dns", &["user:system:kube-dns", "account:kube-system:kube-dns"]),
-    ("system:service-account-issuer-discovery", &["group:system:serviceaccounts"]),
+    (
+        "system:kube-dns",
+        &["user:system:kube-dns", "account:kube-system:kube-dns"],
+    ),
+    (
+        "system:service-account-issuer-discovery",
+        &["group:system:serviceaccounts"],
+    ),
 ];
 
 #[cfg(test)]
@@ -340,9 +542,14 @@ mod tests {
         }
         assert_eq!(
             rule("R,create | core,apps | pods | one"),
-            Some(json!({"verbs": ["get", "list", "watch", "create"], "apiGroups": ["", "apps"], "resources": ["pods"], "resourceNames": ["one"]}))
+            Some(
+                json!({"verbs": ["get", "list", "watch", "create"], "apiGroups": ["", "apps"], "resources": ["pods"], "resourceNames": ["one"]})
+            )
         );
-        assert_eq!(rule("* | *"), Some(json!({"verbs": ["*"], "nonResourceURLs": ["*"]})));
+        assert_eq!(
+            rule("* | *"),
+            Some(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}))
+        );
         for (role, _) in BINDINGS {
             assert!(ROLES.iter().any(|r| r.name == *role), "{role}");
         }

@@ -1,11 +1,11 @@
 //! `pods/binding` and `bindings`: a pod is given its node, once. Owns the rules of upstream's BindingREST; writes the pod
 //! straight into the store, for this is the hottest write of a busy scheduler.
 
+use crate::App;
 use crate::admission::{is_dry_run, text};
 use crate::http::{Answer, Request, negotiate, respond};
 use crate::registry::{self, encode, form};
 use crate::store::Expect;
-use crate::App;
 use serde_json::{Map, Value, json};
 use skiff_api::field::FieldError;
 use skiff_api::status::Status;
@@ -21,22 +21,34 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     let body = request.read_body().await?;
     let binding = registry::input::any(&request.parts.headers, &body)?;
     let given = text(&binding, &["metadata", "name"]);
-    let name = if request.info.name.is_empty() { given } else { &request.info.name };
+    let name = if request.info.name.is_empty() {
+        given
+    } else {
+        &request.info.name
+    };
     let namespace = request.info.namespace.as_str();
     let invalid = |e: FieldError| Err(Status::invalid("", "Binding", name, &[e]));
     if name.is_empty() {
         return Err(Status::bad_request("name is required"));
     }
     if !given.is_empty() && given != name {
-        return Err(Status::bad_request("name in URL does not match name in Binding object"));
+        return Err(Status::bad_request(
+            "name in URL does not match name in Binding object",
+        ));
     }
     let ns = text(&binding, &["metadata", "namespace"]);
     if !ns.is_empty() && ns != namespace {
-        return Err(Status::bad_request("namespace in URL does not match namespace in Binding object"));
+        return Err(Status::bad_request(
+            "namespace in URL does not match namespace in Binding object",
+        ));
     }
     let kind = text(&binding, &["target", "kind"]);
     if !kind.is_empty() && kind != "Node" {
-        return invalid(FieldError::not_supported("target.kind", kind, &["Node", "<empty>"]));
+        return invalid(FieldError::not_supported(
+            "target.kind",
+            kind,
+            &["Node", "<empty>"],
+        ));
     }
     let node = text(&binding, &["target", "name"]);
     if node.is_empty() {
@@ -47,16 +59,32 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     Ok(respond::value(201, accept, &status))
 }
 
-async fn assign(app: &Arc<App>, namespace: &str, name: &str, binding: &Value, node: &str, dry_run: bool) -> Result<(), Status> {
-    let row = app.table.get("", "v1", "pods").ok_or_else(Status::no_route)?;
+async fn assign(
+    app: &Arc<App>,
+    namespace: &str,
+    name: &str,
+    binding: &Value,
+    node: &str,
+    dry_run: bool,
+) -> Result<(), Status> {
+    let row = app
+        .table
+        .get("", "v1", "pods")
+        .ok_or_else(Status::no_route)?;
     let key = row.key(namespace, name);
     let conflict = |why: String| Status::conflict("", "pods/binding", name, &why);
     loop {
-        let entry = app.store.get(&key).ok_or_else(|| Status::not_found("", "pods", name))?;
+        let entry = app
+            .store
+            .get(&key)
+            .ok_or_else(|| Status::not_found("", "pods", name))?;
         let mut pod = form::value_of(app, &row, &entry)?;
         let uid = text(binding, &["metadata", "uid"]);
         if !uid.is_empty() && uid != text(&pod, &["metadata", "uid"]) {
-            return Err(conflict(format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", text(&pod, &["metadata", "uid"]))));
+            return Err(conflict(format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                text(&pod, &["metadata", "uid"])
+            )));
         }
         let version = text(binding, &["metadata", "resourceVersion"]);
         if !version.is_empty() && version != entry.revision.to_string() {
@@ -66,7 +94,15 @@ async fn assign(app: &Arc<App>, namespace: &str, name: &str, binding: &Value, no
         if dry_run {
             return Ok(());
         }
-        match app.store.write(key.clone(), Expect::Revision(entry.revision), Some(encode::stored(&pod)?)).await {
+        match app
+            .store
+            .write(
+                key.clone(),
+                Expect::Revision(entry.revision),
+                Some(encode::stored(&pod)?),
+            )
+            .await
+        {
             Ok(_) => return Ok(()),
             Err(e) if e.is_conflict() => {}
             Err(e) => return Err(e.status()),
@@ -75,22 +111,42 @@ async fn assign(app: &Arc<App>, namespace: &str, name: &str, binding: &Value, no
 }
 
 /// Upstream's setPodNodeAndMetadata and the PodScheduled condition.
-fn apply(pod: &mut Value, name: &str, binding: &Value, node: &str, now: &str) -> Result<(), String> {
+fn apply(
+    pod: &mut Value,
+    name: &str,
+    binding: &Value,
+    node: &str,
+    now: &str,
+) -> Result<(), String> {
     if !text(pod, &["metadata", "deletionTimestamp"]).is_empty() {
-        return Err(format!("pod {name} is being deleted, cannot be assigned to a host"));
+        return Err(format!(
+            "pod {name} is being deleted, cannot be assigned to a host"
+        ));
     }
     let has = text(pod, &["spec", "nodeName"]);
     if !has.is_empty() {
         return Err(format!("pod {name} is already assigned to node {has:?}"));
     }
-    if pod.pointer("/spec/schedulingGates").and_then(Value::as_array).is_some_and(|g| !g.is_empty()) {
+    if pod
+        .pointer("/spec/schedulingGates")
+        .and_then(Value::as_array)
+        .is_some_and(|g| !g.is_empty())
+    {
         return Err(format!("pod {name} has non-empty .spec.schedulingGates"));
     }
-    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return Err("the pod has no spec".into()) };
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
+        return Err("the pod has no spec".into());
+    };
     spec.insert("nodeName".into(), node.into());
     for key in ["annotations", "labels"] {
-        let add = binding.pointer(&format!("/metadata/{key}")).and_then(Value::as_object).cloned().unwrap_or_default();
-        if !add.is_empty() && let Some(m) = pod["metadata"].as_object_mut() {
+        let add = binding
+            .pointer(&format!("/metadata/{key}"))
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default();
+        if !add.is_empty()
+            && let Some(m) = pod["metadata"].as_object_mut()
+        {
             let slot = m.entry(key).or_insert_with(|| Value::Object(Map::new()));
             if let Some(slot) = slot.as_object_mut() {
                 slot.extend(add);
@@ -105,7 +161,9 @@ fn apply(pod: &mut Value, name: &str, binding: &Value, node: &str, now: &str) ->
     if !conditions.is_array() {
         *conditions = json!([]);
     }
-    let Some(list) = conditions.as_array_mut() else { return Ok(()) };
+    let Some(list) = conditions.as_array_mut() else {
+        return Ok(());
+    };
     let mut condition = json!({"type": "PodScheduled"});
     if let Some(g) = generation {
         condition["observedGeneration"] = g;
@@ -136,8 +194,14 @@ mod tests {
         apply(&mut pod, "p", &b, "n1", "2026-01-01T00:00:00Z").expect("bound");
         assert_eq!(pod["spec"]["nodeName"], "n1");
         assert_eq!(pod["metadata"]["annotations"]["a"], "b");
-        assert_eq!(pod["status"]["conditions"], json!([{"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": "2026-01-01T00:00:00Z"}]));
-        assert_eq!(apply(&mut pod, "p", &b, "n2", "x"), Err("pod p is already assigned to node \"n1\"".into()));
+        assert_eq!(
+            pod["status"]["conditions"],
+            json!([{"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": "2026-01-01T00:00:00Z"}])
+        );
+        assert_eq!(
+            apply(&mut pod, "p", &b, "n2", "x"),
+            Err("pod p is already assigned to node \"n1\"".into())
+        );
         let mut ending = json!({"metadata": {"deletionTimestamp": "x"}, "spec": {}});
         assert!(apply(&mut ending, "p", &b, "n", "x").is_err());
         let mut gated = json!({"metadata": {}, "spec": {"schedulingGates": [{"name": "g"}]}});

@@ -1,11 +1,11 @@
 //! `pods/eviction`: a delete that asks the pod's disruption budget first. Owns the rules of upstream's EvictionREST.
 
+use crate::App;
 use crate::admission::{is_dry_run, list, text};
 use crate::http::{Answer, Request, negotiate, respond};
 use crate::registry::options::Options;
 use crate::registry::{self, Target, delete, encode, form};
 use crate::store::Expect;
-use crate::App;
 use serde_json::{Value, json};
 use skiff_api::selector::Selector;
 use skiff_api::status::Status;
@@ -24,7 +24,9 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     let (namespace, name) = (request.info.namespace.clone(), request.info.name.clone());
     let given = text(&eviction, &["metadata", "name"]);
     if !given.is_empty() && given != name {
-        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+        return Err(Status::bad_request(
+            "name in URL does not match name in Eviction object",
+        ));
     }
     let mut options = Options::default();
     if let Some(o) = eviction.get("deleteOptions").filter(|o| o.is_object()) {
@@ -32,16 +34,32 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     }
     options.dry_run |= is_dry_run(request.query());
     options.check_delete()?;
-    let row = app.table.get("", "v1", "pods").ok_or_else(Status::no_route)?;
+    let row = app
+        .table
+        .get("", "v1", "pods")
+        .ok_or_else(Status::no_route)?;
     let pod = registry::read(app, &row, &namespace, &name)?;
     let phase = text(&pod, &["status", "phase"]);
     // What has ended, has not begun or is ending anyway disturbs nobody.
-    let free = matches!(phase, "Succeeded" | "Failed" | "Pending") || !text(&pod, &["metadata", "deletionTimestamp"]).is_empty();
+    let free = matches!(phase, "Succeeded" | "Failed" | "Pending")
+        || !text(&pod, &["metadata", "deletionTimestamp"]).is_empty();
     if !free {
-        let budgets: Vec<Value> = list(app, STORAGE, &namespace).into_iter().filter(|b| covers(b, &pod)).collect();
+        let budgets: Vec<Value> = list(app, STORAGE, &namespace)
+            .into_iter()
+            .filter(|b| covers(b, &pod))
+            .collect();
         match budgets.as_slice() {
             [] => {}
-            [one] => spend(app, &namespace, text(one, &["metadata", "name"]), &pod, options.dry_run).await?,
+            [one] => {
+                spend(
+                    app,
+                    &namespace,
+                    text(one, &["metadata", "name"]),
+                    &pod,
+                    options.dry_run,
+                )
+                .await?
+            }
             _ => {
                 return Err(Status::internal(
                     "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
@@ -53,39 +71,72 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     if options.precondition_uid.is_none() {
         options.precondition_uid = Some(text(&pod, &["metadata", "uid"]).into());
     }
-    let target = Target { app, row: &row, namespace: &namespace, name: &name, subresource: "", user: &request.user, dry_run: options.dry_run };
+    let target = Target {
+        app,
+        row: &row,
+        namespace: &namespace,
+        name: &name,
+        subresource: "",
+        user: &request.user,
+        dry_run: options.dry_run,
+    };
     delete::delete_object(&target, &options).await?;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(respond::value(201, accept, &status))
 }
 
 fn covers(budget: &Value, pod: &Value) -> bool {
-    let Some(selector) = budget.pointer("/spec/selector").filter(|s| !s.is_null()) else { return false };
+    let Some(selector) = budget.pointer("/spec/selector").filter(|s| !s.is_null()) else {
+        return false;
+    };
     // An empty selector of policy/v1 selects every pod.
     Selector::from_value(selector).is_ok_and(|s| s.matches_object(pod))
 }
 
 fn ready(pod: &Value) -> bool {
-    pod.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    pod.pointer("/status/conditions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True")
 }
 
 fn refused(why: String) -> Status {
-    let mut s = Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
+    let mut s = Status::too_many_requests(
+        "Cannot evict pod as it would violate the pod's disruption budget.",
+        10,
+    );
     s.details = json!({"causes": [{"reason": "DisruptionBudget", "message": why}]});
     s
 }
 
 /// Takes one disruption of the budget.
-async fn spend(app: &Arc<App>, namespace: &str, name: &str, pod: &Value, dry_run: bool) -> Result<(), Status> {
+async fn spend(
+    app: &Arc<App>,
+    namespace: &str,
+    name: &str,
+    pod: &Value,
+    dry_run: bool,
+) -> Result<(), Status> {
     let row = app.table.stored(STORAGE).ok_or_else(Status::no_route)?;
     let key = row.key(namespace, name);
     loop {
-        let Some(entry) = app.store.get(&key) else { return Ok(()) };
+        let Some(entry) = app.store.get(&key) else {
+            return Ok(());
+        };
         let mut budget = form::value_of(app, &row, &entry)?;
         if !decide(&mut budget, pod, &registry::now())? || dry_run {
             return Ok(());
         }
-        match app.store.write(key.clone(), Expect::Revision(entry.revision), Some(encode::stored(&budget)?)).await {
+        match app
+            .store
+            .write(
+                key.clone(),
+                Expect::Revision(entry.revision),
+                Some(encode::stored(&budget)?),
+            )
+            .await
+        {
             Ok(_) => return Ok(()),
             Err(e) if e.is_conflict() => {}
             Err(e) => return Err(e.status()),
@@ -97,7 +148,10 @@ async fn spend(app: &Arc<App>, namespace: &str, name: &str, pod: &Value, dry_run
 fn decide(budget: &mut Value, pod: &Value, now: &str) -> Result<bool, Status> {
     let int = |v: &Value, p: &str| v.pointer(p).and_then(Value::as_i64).unwrap_or(0);
     let name = text(budget, &["metadata", "name"]).to_string();
-    let (current, desired) = (int(budget, "/status/currentHealthy"), int(budget, "/status/desiredHealthy"));
+    let (current, desired) = (
+        int(budget, "/status/currentHealthy"),
+        int(budget, "/status/desiredHealthy"),
+    );
     if !ready(pod) {
         // A pod that is not ready does not count as healthy: taking it away disturbs nobody if the rest is healthy.
         let always = text(budget, &["spec", "unhealthyPodEvictionPolicy"]) == "AlwaysAllow";
@@ -106,21 +160,38 @@ fn decide(budget: &mut Value, pod: &Value, now: &str) -> Result<bool, Status> {
         }
     }
     if int(budget, "/status/observedGeneration") < int(budget, "/metadata/generation") {
-        let mut s = refused(format!("The disruption budget {name} is still being processed by the server."));
+        let mut s = refused(format!(
+            "The disruption budget {name} is still being processed by the server."
+        ));
         s.details["retryAfterSeconds"] = 10.into();
         return Err(s);
     }
     let allowed = int(budget, "/status/disruptionsAllowed");
     if allowed < 0 {
-        return Err(Status::forbidden("policy", "poddisruptionbudgets", &name, "pdb disruptions allowed is negative"));
+        return Err(Status::forbidden(
+            "policy",
+            "poddisruptionbudgets",
+            &name,
+            "pdb disruptions allowed is negative",
+        ));
     }
-    let disrupted = budget.pointer("/status/disruptedPods").and_then(Value::as_object).map_or(0, serde_json::Map::len);
+    let disrupted = budget
+        .pointer("/status/disruptedPods")
+        .and_then(Value::as_object)
+        .map_or(0, serde_json::Map::len);
     if disrupted > 2000 {
-        return Err(Status::forbidden("policy", "poddisruptionbudgets", &name, "DisruptedPods map too big - too many evictions not confirmed by PDB controller"));
+        return Err(Status::forbidden(
+            "policy",
+            "poddisruptionbudgets",
+            &name,
+            "DisruptedPods map too big - too many evictions not confirmed by PDB controller",
+        ));
     }
     if allowed == 0 {
         // No Retry-After: nobody knows when a pod will be healthy.
-        return Err(refused(format!("The disruption budget {name} needs {desired} healthy pods and has {current} currently")));
+        return Err(refused(format!(
+            "The disruption budget {name} needs {desired} healthy pods and has {current} currently"
+        )));
     }
     budget["status"]["disruptionsAllowed"] = (allowed - 1).into();
     if !budget["status"]["disruptedPods"].is_object() {
@@ -141,7 +212,13 @@ mod tests {
         assert_eq!(decide(&mut b, &pod, "now"), Ok(true));
         assert_eq!(b["status"]["disruptedPods"]["p"], "now");
         let e = decide(&mut b, &pod, "now").unwrap_err();
-        assert_eq!((e.code, e.details["causes"][0]["message"].as_str()), (429, Some("The disruption budget b needs 2 healthy pods and has 3 currently")));
+        assert_eq!(
+            (e.code, e.details["causes"][0]["message"].as_str()),
+            (
+                429,
+                Some("The disruption budget b needs 2 healthy pods and has 3 currently")
+            )
+        );
         let sick = json!({"metadata": {"name": "p"}});
         assert_eq!(decide(&mut b, &sick, "now"), Ok(false));
         b["metadata"]["generation"] = 2.into();
@@ -152,7 +229,10 @@ mod tests {
     fn an_empty_selector_covers_every_pod_and_none_covers_no_pod() {
         let pod = json!({"metadata": {"labels": {"a": "b"}}});
         assert!(covers(&json!({"spec": {"selector": {}}}), &pod));
-        assert!(covers(&json!({"spec": {"selector": {"matchLabels": {"a": "b"}}}}), &pod));
+        assert!(covers(
+            &json!({"spec": {"selector": {"matchLabels": {"a": "b"}}}}),
+            &pod
+        ));
         assert!(!covers(&json!({"spec": {}}), &pod));
     }
 }

@@ -54,7 +54,9 @@ impl Client {
         if held.1.elapsed() > FRESH {
             match config(pki) {
                 Ok(c) => *held = (c, Instant::now()),
-                Err(e) => tracing::error!(error = %e, "the certificate for kubelets could not be renewed"),
+                Err(e) => {
+                    tracing::error!(error = %e, "the certificate for kubelets could not be renewed")
+                }
             }
         }
         held.0.clone()
@@ -65,25 +67,49 @@ impl Client {
     /// # Errors
     /// 404 when the node is not there, 500 when it has no address.
     pub fn target(&self, app: &App, node: &str, path: String) -> Result<Target, Status> {
-        let object = find(app, "core/nodes", "", node).ok_or_else(|| Status::not_found("", "nodes", node))?;
-        let addresses = object.pointer("/status/addresses").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let object = find(app, "core/nodes", "", node)
+            .ok_or_else(|| Status::not_found("", "nodes", node))?;
+        let addresses = object
+            .pointer("/status/addresses")
+            .and_then(Value::as_array)
+            .map_or(&[][..], Vec::as_slice);
         let host = ["InternalIP", "ExternalIP", "Hostname"]
             .iter()
-            .find_map(|kind| addresses.iter().find(|a| a["type"] == *kind).map(|a| text(a, &["address"]).to_string()))
+            .find_map(|kind| {
+                addresses
+                    .iter()
+                    .find(|a| a["type"] == *kind)
+                    .map(|a| text(a, &["address"]).to_string())
+            })
             .filter(|h| !h.is_empty())
-            .ok_or_else(|| Status::internal(format!("no preferred addresses found; known addresses: {addresses:?}")))?;
+            .ok_or_else(|| {
+                Status::internal(format!(
+                    "no preferred addresses found; known addresses: {addresses:?}"
+                ))
+            })?;
         let port = object
             .pointer("/status/daemonEndpoints/kubeletEndpoint/Port")
             .and_then(Value::as_u64)
             .and_then(|p| u16::try_from(p).ok())
             .filter(|p| *p != 0)
             .unwrap_or(10250);
-        Ok(Target { host, port, tls: Some(self.tls(&app.auth.pki)), path })
+        Ok(Target {
+            host,
+            port,
+            tls: Some(self.tls(&app.auth.pki)),
+            path,
+        })
     }
 }
 
 fn names(pod: &Value, key: &str) -> Vec<String> {
-    pod["spec"].get(key).and_then(Value::as_array).into_iter().flatten().map(|c| text(c, &["name"]).to_string()).collect()
+    pod["spec"]
+        .get(key)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .map(|c| text(c, &["name"]).to_string())
+        .collect()
 }
 
 /// The container that was asked for, or the only one.
@@ -92,32 +118,53 @@ fn names(pod: &Value, key: &str) -> Vec<String> {
 /// 400 in upstream's words.
 pub fn container(pod: &Value, asked: &str) -> Result<String, Status> {
     let name = text(pod, &["metadata", "name"]);
-    let (plain, init, ephemeral) = (names(pod, "containers"), names(pod, "initContainers"), names(pod, "ephemeralContainers"));
+    let (plain, init, ephemeral) = (
+        names(pod, "containers"),
+        names(pod, "initContainers"),
+        names(pod, "ephemeralContainers"),
+    );
     if asked.is_empty() {
         if let [one] = plain.as_slice() {
             return Ok(one.clone());
         }
         if plain.is_empty() {
-            return Err(Status::bad_request(format!("a container name must be specified for pod {name}")));
+            return Err(Status::bad_request(format!(
+                "a container name must be specified for pod {name}"
+            )));
         }
-        let mut why = format!("a container name must be specified for pod {name}, choose one of: [{}]", plain.join(" "));
+        let mut why = format!(
+            "a container name must be specified for pod {name}, choose one of: [{}]",
+            plain.join(" ")
+        );
         if !init.is_empty() {
             let _ = write!(why, " or one of the init containers: [{}]", init.join(" "));
         }
         if !ephemeral.is_empty() {
-            let _ = write!(why, " or one of the ephemeral containers: [{}]", ephemeral.join(" "));
+            let _ = write!(
+                why,
+                " or one of the ephemeral containers: [{}]",
+                ephemeral.join(" ")
+            );
         }
         return Err(Status::bad_request(why));
     }
-    if plain.iter().chain(&init).chain(&ephemeral).any(|n| n == asked) {
+    if plain
+        .iter()
+        .chain(&init)
+        .chain(&ephemeral)
+        .any(|n| n == asked)
+    {
         return Ok(asked.to_string());
     }
-    Err(Status::bad_request(format!("container {asked} is not valid for pod {name}")))
+    Err(Status::bad_request(format!(
+        "container {asked} is not valid for pod {name}"
+    )))
 }
 
 fn pod(app: &App, request: &Request) -> Result<Value, Status> {
     let i = &request.info;
-    find(app, "core/pods", &i.namespace, &i.name).ok_or_else(|| Status::not_found("", "pods", &i.name))
+    find(app, "core/pods", &i.namespace, &i.name)
+        .ok_or_else(|| Status::not_found("", "pods", &i.name))
 }
 
 /// Escapes a part of a path or query.
@@ -144,7 +191,11 @@ pub async fn log(app: &Arc<App>, request: Request) -> Answer {
     let mut errors = Vec::new();
     let mut since = 0;
     for (k, v) in query_pairs(request.query()) {
-        let number = || v.parse::<i64>().map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {v:?}: invalid syntax")));
+        let number = || {
+            v.parse::<i64>().map_err(|_| {
+                Status::bad_request(format!("strconv.ParseInt: parsing {v:?}: invalid syntax"))
+            })
+        };
         match k.as_str() {
             "container" => asked = v,
             "follow" | "previous" | "timestamps" => {
@@ -155,7 +206,11 @@ pub async fn log(app: &Arc<App>, request: Request) -> Answer {
             "tailLines" => {
                 let n = number()?;
                 if n < 0 {
-                    errors.push(FieldError::invalid("tailLines", n, "must be greater than or equal to 0"));
+                    errors.push(FieldError::invalid(
+                        "tailLines",
+                        n,
+                        "must be greater than or equal to 0",
+                    ));
                 }
                 let _ = write!(query, "&tailLines={n}");
             }
@@ -169,14 +224,20 @@ pub async fn log(app: &Arc<App>, request: Request) -> Answer {
             }
             "sinceTime" => {
                 if v.parse::<jiff::Timestamp>().is_err() {
-                    return Err(Status::bad_request(format!("sinceTime: {v:?} is no RFC 3339 time")));
+                    return Err(Status::bad_request(format!(
+                        "sinceTime: {v:?} is no RFC 3339 time"
+                    )));
                 }
                 since += 1;
                 let _ = write!(query, "&sinceTime={}", escape(&v));
             }
             "stream" => {
                 if !matches!(v.as_str(), "All" | "Stdout" | "Stderr") {
-                    errors.push(FieldError::not_supported("stream", v.as_str(), &["All", "Stderr", "Stdout"]));
+                    errors.push(FieldError::not_supported(
+                        "stream",
+                        v.as_str(),
+                        &["All", "Stderr", "Stdout"],
+                    ));
                 }
                 let _ = write!(query, "&stream={v}");
             }
@@ -184,10 +245,18 @@ pub async fn log(app: &Arc<App>, request: Request) -> Answer {
         }
     }
     if since > 1 {
-        errors.push(FieldError::forbidden("", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
+        errors.push(FieldError::forbidden(
+            "",
+            "at most one of `sinceTime` or `sinceSeconds` may be specified",
+        ));
     }
     if !errors.is_empty() {
-        return Err(Status::invalid("", "PodLogOptions", &request.info.name, &errors));
+        return Err(Status::invalid(
+            "",
+            "PodLogOptions",
+            &request.info.name,
+            &errors,
+        ));
     }
     let container = container(&pod, &asked)?;
     let node = text(&pod, &["spec", "nodeName"]);
@@ -202,15 +271,29 @@ pub async fn log(app: &Arc<App>, request: Request) -> Answer {
         escape(&request.info.namespace),
         escape(&request.info.name),
         escape(&container),
-        query.strip_prefix('&').map(|q| format!("?{q}")).unwrap_or_default()
+        query
+            .strip_prefix('&')
+            .map(|q| format!("?{q}"))
+            .unwrap_or_default()
     );
     let target = app.special.kubelet.target(app, node, path)?;
-    let forward = Forward { method: Method::GET, headers: http::HeaderMap::new(), body: Body::empty(), upgrade: None };
+    let forward = Forward {
+        method: Method::GET,
+        headers: http::HeaderMap::new(),
+        body: Body::empty(),
+        upgrade: None,
+    };
     let answer = tunnel::forward(target, forward, &app.cancel).await?;
     if answer.status().is_success() {
         let mut r = http::Response::new(until(answer.into_body(), app.cancel.clone()));
-        r.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain"));
-        r.headers_mut().insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-cache, private"));
+        r.headers_mut().insert(
+            http::header::CONTENT_TYPE,
+            http::HeaderValue::from_static("text/plain"),
+        );
+        r.headers_mut().insert(
+            http::header::CACHE_CONTROL,
+            http::HeaderValue::from_static("no-cache, private"),
+        );
         return Ok(r);
     }
     Err(refusal(answer).await)
@@ -225,7 +308,11 @@ fn until(body: Body, cancel: tokio_util::sync::CancellationToken) -> Body {
 /// A kubelet's refusal as a Status.
 async fn refusal(answer: http::Response<Body>) -> Status {
     let code = answer.status().as_u16();
-    let body = http_body_util::Limited::new(answer.into_body(), ERROR_BODY).collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    let body = http_body_util::Limited::new(answer.into_body(), ERROR_BODY)
+        .collect()
+        .await
+        .map(|b| b.to_bytes())
+        .unwrap_or_default();
     let said = String::from_utf8_lossy(&body).trim().to_string();
     if let Ok(v) = serde_json::from_slice::<Value>(&body)
         && v["kind"] == "Status"
@@ -233,13 +320,24 @@ async fn refusal(answer: http::Response<Body>) -> Status {
         let message = text(&v, &["message"]).to_string();
         return match code {
             400 => Status::bad_request(message),
-            _ => Status { code, ..Status::internal(message) },
+            _ => Status {
+                code,
+                ..Status::internal(message)
+            },
         };
     }
     match code {
         400 => Status::bad_request(said),
-        404 => Status::new(404, "NotFound", format!("the server could not find the requested resource ({said})")),
-        _ => Status::internal(if said.is_empty() { format!("the kubelet answered {code}") } else { said }),
+        404 => Status::new(
+            404,
+            "NotFound",
+            format!("the server could not find the requested resource ({said})"),
+        ),
+        _ => Status::internal(if said.is_empty() {
+            format!("the kubelet answered {code}")
+        } else {
+            said
+        }),
     }
 }
 
@@ -251,7 +349,9 @@ pub async fn exec(app: &Arc<App>, request: Request) -> Answer {
     let pod = pod(app, &request)?;
     let phase = text(&pod, &["status", "phase"]);
     if matches!(phase, "Succeeded" | "Failed") {
-        return Err(Status::bad_request(format!("cannot exec into a container in a completed pod; current phase is {phase}")));
+        return Err(Status::bad_request(format!(
+            "cannot exec into a container in a completed pod; current phase is {phase}"
+        )));
     }
     stream(app, request, &pod, "exec").await
 }
@@ -264,7 +364,9 @@ pub async fn attach(app: &Arc<App>, request: Request) -> Answer {
     let pod = pod(app, &request)?;
     let phase = text(&pod, &["status", "phase"]);
     if matches!(phase, "Succeeded" | "Failed") {
-        return Err(Status::bad_request(format!("cannot attach a container in a completed pod; current phase is {phase}")));
+        return Err(Status::bad_request(format!(
+            "cannot attach a container in a completed pod; current phase is {phase}"
+        )));
     }
     stream(app, request, &pod, "attach").await
 }
@@ -293,19 +395,31 @@ async fn stream(app: &Arc<App>, request: Request, pod: &Value, what: &str) -> An
         errors.push("you must specify at least 1 command for the container");
     }
     if !input && !out && !err {
-        errors.push("at least one of stdin, stdout, or stderr must be set for the streaming request");
+        errors
+            .push("at least one of stdin, stdout, or stderr must be set for the streaming request");
     }
     if let Some(e) = errors.first() {
         return Err(Status::bad_request(*e));
     }
-    for (on, name) in [(input, "input"), (out, "output"), (err && !tty, "error"), (tty, "tty")] {
+    for (on, name) in [
+        (input, "input"),
+        (out, "output"),
+        (err && !tty, "error"),
+        (tty, "tty"),
+    ] {
         if on {
             query.push(format!("{name}=1"));
         }
     }
     let container = container(pod, &asked)?;
     let i = &request.info;
-    let path = format!("/{what}/{}/{}/{}?{}", escape(&i.namespace), escape(&i.name), escape(&container), query.join("&"));
+    let path = format!(
+        "/{what}/{}/{}/{}?{}",
+        escape(&i.namespace),
+        escape(&i.name),
+        escape(&container),
+        query.join("&")
+    );
     upgraded(app, request, pod, path).await
 }
 
@@ -320,7 +434,11 @@ pub async fn portforward(app: &Arc<App>, request: Request) -> Answer {
         if k == "ports" {
             for p in v.split(',') {
                 let port = p.trim().parse::<u16>().ok().filter(|p| *p != 0);
-                ports.push(port.ok_or_else(|| Status::bad_request(format!("unable to parse {p:?} as a port: 1 to 65535 is valid")))?);
+                ports.push(port.ok_or_else(|| {
+                    Status::bad_request(format!(
+                        "unable to parse {p:?} as a port: 1 to 65535 is valid"
+                    ))
+                })?);
             }
         }
     }
@@ -337,7 +455,9 @@ async fn upgraded(app: &Arc<App>, mut request: Request, pod: &Value, path: Strin
     let name = text(pod, &["metadata", "name"]);
     let node = text(pod, &["spec", "nodeName"]);
     if node.is_empty() {
-        return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
+        return Err(Status::bad_request(format!(
+            "pod {name} does not have a host assigned"
+        )));
     }
     if !tunnel::asks_upgrade(&request.parts.headers) {
         return Err(Status::bad_request("Upgrade request required"));
@@ -371,7 +491,10 @@ mod tests {
         assert_eq!(container(&one, "").as_deref(), Ok("a"));
         assert_eq!(container(&two, "i").as_deref(), Ok("i"));
         let e = |p, a| container(p, a).map_err(|s| s.message).unwrap_err();
-        assert_eq!(e(&two, ""), "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]");
+        assert_eq!(
+            e(&two, ""),
+            "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"
+        );
         assert_eq!(e(&two, "x"), "container x is not valid for pod p");
     }
 

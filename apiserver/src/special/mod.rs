@@ -33,7 +33,10 @@ impl Special {
     /// # Errors
     /// When the service network is no network, or the certificates for kubelets cannot be used.
     pub fn new(config: &Config, auth: &auth::Auth) -> Result<Self, Error> {
-        Ok(Self { services: services::Allocations::new(config)?, kubelet: kubelet::Client::new(&auth.pki)? })
+        Ok(Self {
+            services: services::Allocations::new(config)?,
+            kubelet: kubelet::Client::new(&auth.pki)?,
+        })
     }
 }
 
@@ -49,7 +52,9 @@ pub enum Handled {
 pub async fn handle(app: &Arc<App>, row: &Arc<Row>, request: Request) -> Handled {
     let i = &request.info;
     let done = match (&*row.group, &*row.plural, i.subresource.as_str()) {
-        ("", "pods", "binding") | ("", "bindings", "") if i.verb == "create" => binding::create(app, request).await,
+        ("", "pods", "binding") | ("", "bindings", "") if i.verb == "create" => {
+            binding::create(app, request).await
+        }
         ("", "pods", "eviction") if i.verb == "create" => eviction::create(app, request).await,
         ("", "serviceaccounts", "token") if i.verb == "create" => token::create(app, request).await,
         ("", "pods", "log") if i.verb == "get" => kubelet::log(app, request).await,
@@ -101,7 +106,8 @@ impl Drop for Reservation {
 /// # Errors
 /// 422 when an address or port that was asked for is taken or outside its range, 500 when none is free.
 pub async fn reserve(app: &Arc<App>, write: &mut Write<'_>) -> Result<Reservation, Status> {
-    if write.row.group.is_empty() && write.row.plural == "services" && write.subresource.is_empty() {
+    if write.row.group.is_empty() && write.row.plural == "services" && write.subresource.is_empty()
+    {
         return services::reserve(app, write);
     }
     Ok(Reservation::default())

@@ -13,7 +13,11 @@ pub struct Ports {
 impl Ports {
     /// Ports from `first` to `last`, both inclusive.
     pub fn new(first: u16, last: u16) -> Self {
-        Self { first, last: last.max(first), taken: HashSet::new() }
+        Self {
+            first,
+            last: last.max(first),
+            taken: HashSet::new(),
+        }
     }
     /// `30000-32767`
     pub fn text(&self) -> String {
@@ -30,7 +34,9 @@ impl Ports {
     /// Takes any port.
     pub fn any(&mut self, random: u32) -> Option<u16> {
         let n = u32::from(self.last - self.first) + 1;
-        let found = (0..n).map(|i| self.first + ((random % n + i) % n) as u16).find(|p| !self.taken.contains(p))?;
+        let found = (0..n)
+            .map(|i| self.first + ((random % n + i) % n) as u16)
+            .find(|p| !self.taken.contains(p))?;
         self.taken.insert(found);
         Some(found)
     }

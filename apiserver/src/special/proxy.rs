@@ -27,8 +27,16 @@ struct Id<'a> {
 fn split(id: &str) -> Option<Id<'_>> {
     let parts: Vec<&str> = id.split(':').collect();
     let id = match parts.as_slice() {
-        [name] => Id { scheme: "", name, port: "" },
-        [name, port] => Id { scheme: "", name, port },
+        [name] => Id {
+            scheme: "",
+            name,
+            port: "",
+        },
+        [name, port] => Id {
+            scheme: "",
+            name,
+            port,
+        },
         [scheme, name, port] => Id { scheme, name, port },
         _ => return None,
     };
@@ -55,25 +63,40 @@ fn bad(kind: &str, id: &str) -> Status {
 
 async fn pass(app: &Arc<App>, mut request: Request, target: Target) -> Answer {
     let upgrade = if tunnel::asks_upgrade(&request.parts.headers) {
-        request.parts.extensions.remove::<hyper::upgrade::OnUpgrade>()
+        request
+            .parts
+            .extensions
+            .remove::<hyper::upgrade::OnUpgrade>()
     } else {
         None
     };
     let mut headers = std::mem::take(&mut request.parts.headers);
-    if let Some(p) = request.parts.extensions.get::<Arc<crate::http::serve::Peer>>()
+    if let Some(p) = request
+        .parts
+        .extensions
+        .get::<Arc<crate::http::serve::Peer>>()
         && let Ok(v) = HeaderValue::from_str(&p.address.ip().to_string())
     {
         headers.append("x-forwarded-for", v);
     }
     headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
-    let forward = Forward { method: request.parts.method.clone(), headers, body: std::mem::take(&mut request.body), upgrade };
-    tunnel::forward(target, forward, &app.cancel).await.map_err(|e| Status::service_unavailable(e.message))
+    let forward = Forward {
+        method: request.parts.method.clone(),
+        headers,
+        body: std::mem::take(&mut request.body),
+        upgrade,
+    };
+    tunnel::forward(target, forward, &app.cancel)
+        .await
+        .map_err(|e| Status::service_unavailable(e.message))
 }
 
 /// Relative links of pages work only below a directory: `.../proxy` becomes `.../proxy/`.
 fn redirect(request: &Request) -> Answer {
     if !matches!(request.parts.method, Method::GET | Method::HEAD) {
-        return Err(Status::bad_request("the path after proxy is missing, at least a slash is needed"));
+        return Err(Status::bad_request(
+            "the path after proxy is missing, at least a slash is needed",
+        ));
     }
     let mut to = format!("{}/", request.parts.uri.path());
     if let Some(q) = request.parts.uri.query() {
@@ -81,7 +104,10 @@ fn redirect(request: &Request) -> Answer {
     }
     let mut r = http::Response::new(Body::empty());
     *r.status_mut() = StatusCode::MOVED_PERMANENTLY;
-    r.headers_mut().insert(header::LOCATION, HeaderValue::from_str(&to).map_err(Status::internal)?);
+    r.headers_mut().insert(
+        header::LOCATION,
+        HeaderValue::from_str(&to).map_err(Status::internal)?,
+    );
     Ok(r)
 }
 
@@ -92,14 +118,18 @@ fn redirect(request: &Request) -> Answer {
 pub async fn node(app: &Arc<App>, request: Request) -> Answer {
     let id = request.info.name.clone();
     let id = split(&id).ok_or_else(|| bad("node", &id))?;
-    let Some(path) = rest(&request, 5) else { return redirect(&request) };
+    let Some(path) = rest(&request, 5) else {
+        return redirect(&request);
+    };
     let mut target = app.special.kubelet.target(app, id.name, path)?;
     if !id.port.is_empty() {
         let port: u16 = id.port.parse().map_err(|_| bad("node", id.name))?;
         if port != target.port {
             // Some other server of that machine: not the kubelet's trust, and not our certificate.
             target.port = port;
-            target.tls = (id.scheme == "https").then(|| unverified(app)).transpose()?;
+            target.tls = (id.scheme == "https")
+                .then(|| unverified(app))
+                .transpose()?;
         }
     }
     pass(app, request, target).await
@@ -112,25 +142,50 @@ pub async fn node(app: &Arc<App>, request: Request) -> Answer {
 pub async fn pod(app: &Arc<App>, request: Request) -> Answer {
     let given = request.info.name.clone();
     let id = split(&given).ok_or_else(|| bad("pod", &given))?;
-    let Some(path) = rest(&request, 7) else { return redirect(&request) };
-    let pod = find(app, "core/pods", &request.info.namespace, id.name).ok_or_else(|| Status::not_found("", "pods", id.name))?;
+    let Some(path) = rest(&request, 7) else {
+        return redirect(&request);
+    };
+    let pod = find(app, "core/pods", &request.info.namespace, id.name)
+        .ok_or_else(|| Status::not_found("", "pods", id.name))?;
     let host = text(&pod, &["status", "podIP"]).to_string();
     if host.is_empty() {
         return Err(Status::bad_request("address not allowed"));
     }
-    let all = pod.pointer("/spec/containers").and_then(Value::as_array).into_iter().flatten().flat_map(|c| {
-        c.get("ports").and_then(Value::as_array).into_iter().flatten()
-    });
+    let all = pod
+        .pointer("/spec/containers")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .flat_map(|c| {
+            c.get("ports")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+        });
     let ports: Vec<&Value> = all.collect();
     let first = ports.first().and_then(|p| p["containerPort"].as_u64());
     let number = if id.port.is_empty() {
         first.unwrap_or(80)
     } else {
-        let named = ports.iter().find(|p| text(p, &["name"]) == id.port).and_then(|p| p["containerPort"].as_u64());
-        id.port.parse().ok().or(named).ok_or_else(|| bad("pod", &given))?
+        let named = ports
+            .iter()
+            .find(|p| text(p, &["name"]) == id.port)
+            .and_then(|p| p["containerPort"].as_u64());
+        id.port
+            .parse()
+            .ok()
+            .or(named)
+            .ok_or_else(|| bad("pod", &given))?
     };
     let port = u16::try_from(number).map_err(|_| bad("pod", &given))?;
-    let target = Target { host, port, tls: (id.scheme == "https").then(|| unverified(app)).transpose()?, path };
+    let target = Target {
+        host,
+        port,
+        tls: (id.scheme == "https")
+            .then(|| unverified(app))
+            .transpose()?,
+        path,
+    };
     pass(app, request, target).await
 }
 
@@ -141,33 +196,81 @@ pub async fn pod(app: &Arc<App>, request: Request) -> Answer {
 pub async fn service(app: &Arc<App>, request: Request) -> Answer {
     let given = request.info.name.clone();
     let id = split(&given).ok_or_else(|| bad("service", &given))?;
-    let Some(path) = rest(&request, 7) else { return redirect(&request) };
+    let Some(path) = rest(&request, 7) else {
+        return redirect(&request);
+    };
     let ns = request.info.namespace.clone();
-    let service = find(app, "core/services", &ns, id.name).ok_or_else(|| Status::not_found("", "services", id.name))?;
-    let ports: Vec<&Value> = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten().collect();
+    let service = find(app, "core/services", &ns, id.name)
+        .ok_or_else(|| Status::not_found("", "services", id.name))?;
+    let ports: Vec<&Value> = service
+        .pointer("/spec/ports")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .collect();
     let wanted = if id.port.is_empty() {
         ports.first()
     } else {
-        ports.iter().find(|p| text(p, &["name"]) == id.port || p["port"].to_string() == id.port)
+        ports
+            .iter()
+            .find(|p| text(p, &["name"]) == id.port || p["port"].to_string() == id.port)
     };
-    let unavailable = || Status::service_unavailable(format!("no endpoints available for service {given:?}"));
-    let name = wanted.map(|p| text(p, &["name"]).to_string()).ok_or_else(|| {
-        Status::service_unavailable(format!("no service port {:?} found for service {:?}", id.port, id.name))
-    })?;
+    let unavailable =
+        || Status::service_unavailable(format!("no endpoints available for service {given:?}"));
+    let name = wanted
+        .map(|p| text(p, &["name"]).to_string())
+        .ok_or_else(|| {
+            Status::service_unavailable(format!(
+                "no service port {:?} found for service {:?}",
+                id.port, id.name
+            ))
+        })?;
     let slices = list(app, "discovery.k8s.io/endpointslices", &ns);
     let mut ends: Vec<(String, u16)> = Vec::new();
-    for s in slices.iter().filter(|s| s["metadata"]["labels"].get("kubernetes.io/service-name").and_then(Value::as_str) == Some(id.name)) {
-        let port = s["ports"].as_array().into_iter().flatten().find(|p| text(p, &["name"]) == name).and_then(|p| p["port"].as_u64());
-        let Some(port) = port.and_then(|p| u16::try_from(p).ok()) else { continue };
-        for e in s["endpoints"].as_array().into_iter().flatten().filter(|e| e.pointer("/conditions/ready") != Some(&Value::Bool(false))) {
-            ends.extend(e["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).take(1).map(|a| (a.to_string(), port)));
+    for s in slices.iter().filter(|s| {
+        s["metadata"]["labels"]
+            .get("kubernetes.io/service-name")
+            .and_then(Value::as_str)
+            == Some(id.name)
+    }) {
+        let port = s["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|p| text(p, &["name"]) == name)
+            .and_then(|p| p["port"].as_u64());
+        let Some(port) = port.and_then(|p| u16::try_from(p).ok()) else {
+            continue;
+        };
+        for e in s["endpoints"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|e| e.pointer("/conditions/ready") != Some(&Value::Bool(false)))
+        {
+            ends.extend(
+                e["addresses"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_str)
+                    .take(1)
+                    .map(|a| (a.to_string(), port)),
+            );
         }
     }
     if ends.is_empty() {
         return Err(unavailable());
     }
     let (host, port) = ends.swap_remove(rand::random_range(0..ends.len()));
-    let target = Target { host, port, tls: (id.scheme == "https").then(|| unverified(app)).transpose()?, path };
+    let target = Target {
+        host,
+        port,
+        tls: (id.scheme == "https")
+            .then(|| unverified(app))
+            .transpose()?,
+        path,
+    };
     pass(app, request, target).await
 }
 
@@ -197,10 +300,20 @@ impl ServerCertVerifier for Anybody {
     ) -> Result<ServerCertVerified, rustls::Error> {
         Ok(ServerCertVerified::assertion())
     }
-    fn verify_tls12_signature(&self, m: &[u8], c: &CertificateDer<'_>, d: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         rustls::crypto::verify_tls12_signature(m, c, d, &self.0.signature_verification_algorithms)
     }
-    fn verify_tls13_signature(&self, m: &[u8], c: &CertificateDer<'_>, d: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         rustls::crypto::verify_tls13_signature(m, c, d, &self.0.signature_verification_algorithms)
     }
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
@@ -214,9 +327,30 @@ mod tests {
 
     #[test]
     fn names_are_split_as_upstream_splits_them() {
-        assert_eq!(split("web"), Some(Id { scheme: "", name: "web", port: "" }));
-        assert_eq!(split("web:8080"), Some(Id { scheme: "", name: "web", port: "8080" }));
-        assert_eq!(split("https:web:"), Some(Id { scheme: "https", name: "web", port: "" }));
+        assert_eq!(
+            split("web"),
+            Some(Id {
+                scheme: "",
+                name: "web",
+                port: ""
+            })
+        );
+        assert_eq!(
+            split("web:8080"),
+            Some(Id {
+                scheme: "",
+                name: "web",
+                port: "8080"
+            })
+        );
+        assert_eq!(
+            split("https:web:"),
+            Some(Id {
+                scheme: "https",
+                name: "web",
+                port: ""
+            })
+        );
         assert_eq!(split("ftp:web:1"), None);
         assert_eq!(split("a:b:c:d"), None);
         assert_eq!(split(""), None);

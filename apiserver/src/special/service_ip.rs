@@ -33,15 +33,26 @@ impl Addresses {
     pub fn new(cidr: &str, kept: &[Ipv4Addr]) -> Result<Self, String> {
         let bad = || format!("--service-cidr {cidr}: give an IPv4 network like 10.43.0.0/16");
         let (net, bits) = cidr.split_once('/').ok_or_else(bad)?;
-        let (net, bits): (Ipv4Addr, u32) = (net.parse().map_err(|_| bad())?, bits.parse().map_err(|_| bad())?);
+        let (net, bits): (Ipv4Addr, u32) = (
+            net.parse().map_err(|_| bad())?,
+            bits.parse().map_err(|_| bad())?,
+        );
         if !(8..=30).contains(&bits) {
-            return Err(format!("--service-cidr {cidr}: the network must be between /8 and /30"));
+            return Err(format!(
+                "--service-cidr {cidr}: the network must be between /8 and /30"
+            ));
         }
         let mask = u32::MAX << (32 - bits);
         let base = u32::from(net) & mask;
         let mut kept: Vec<u32> = kept.iter().map(|a| u32::from(*a)).collect();
         kept.push(base + 1);
-        Ok(Self { base, size: !mask - 1, text: format!("{}/{bits}", Ipv4Addr::from(base)), kept, taken: HashSet::new() })
+        Ok(Self {
+            base,
+            size: !mask - 1,
+            text: format!("{}/{bits}", Ipv4Addr::from(base)),
+            kept,
+            taken: HashSet::new(),
+        })
     }
 
     /// The network as text.
@@ -62,7 +73,11 @@ impl Addresses {
         if !self.contains(a) {
             return Err(Refused::Range);
         }
-        if self.taken.insert(a) { Ok(()) } else { Err(Refused::Taken) }
+        if self.taken.insert(a) {
+            Ok(())
+        } else {
+            Err(Refused::Taken)
+        }
     }
 
     /// Takes any address; `random` decides where to start looking.
@@ -91,7 +106,8 @@ mod tests {
 
     #[test]
     fn addresses_are_unique_until_there_are_none() {
-        let mut a = Addresses::new("10.0.0.0/28", &["10.0.0.10".parse().expect("ip")]).expect("net");
+        let mut a =
+            Addresses::new("10.0.0.0/28", &["10.0.0.10".parse().expect("ip")]).expect("net");
         let mut got = HashSet::new();
         while let Some(x) = a.any(7) {
             assert!(got.insert(x));
@@ -99,10 +115,23 @@ mod tests {
         // 14 hosts, less the API server's and the DNS server's.
         assert_eq!(got.len(), 12);
         assert_eq!(a.take("10.0.0.10".parse().expect("ip")), Ok(()));
-        assert_eq!(a.take("10.0.0.10".parse().expect("ip")), Err(Refused::Taken));
-        assert_eq!(a.take("10.0.0.15".parse().expect("ip")), Err(Refused::Range), "broadcast");
-        assert_eq!(a.take("10.0.0.0".parse().expect("ip")), Err(Refused::Range), "network");
-        assert!(Addresses::new("10.0.0.0", &[]).is_err() && Addresses::new("10.0.0.0/31", &[]).is_err());
+        assert_eq!(
+            a.take("10.0.0.10".parse().expect("ip")),
+            Err(Refused::Taken)
+        );
+        assert_eq!(
+            a.take("10.0.0.15".parse().expect("ip")),
+            Err(Refused::Range),
+            "broadcast"
+        );
+        assert_eq!(
+            a.take("10.0.0.0".parse().expect("ip")),
+            Err(Refused::Range),
+            "network"
+        );
+        assert!(
+            Addresses::new("10.0.0.0", &[]).is_err() && Addresses::new("10.0.0.0/31", &[]).is_err()
+        );
     }
 
     proptest! {

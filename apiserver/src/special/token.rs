@@ -19,23 +19,44 @@ use std::sync::Arc;
 pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     let accept = negotiate::accept(&request.parts.headers, None, false)?;
     let body = request.read_body().await?;
-    let mut object = if body.is_empty() { json!({}) } else { registry::input::any(&request.parts.headers, &body)? };
+    let mut object = if body.is_empty() {
+        json!({})
+    } else {
+        registry::input::any(&request.parts.headers, &body)?
+    };
     let (namespace, name) = (request.info.namespace.as_str(), request.info.name.as_str());
-    let account = find(app, "core/serviceaccounts", namespace, name).ok_or_else(|| Status::not_found("", "serviceaccounts", name))?;
+    let account = find(app, "core/serviceaccounts", namespace, name)
+        .ok_or_else(|| Status::not_found("", "serviceaccounts", name))?;
     let given = text(&object, &["metadata", "name"]);
     if !given.is_empty() && given != name {
-        return Err(Status::bad_request(format!("metadata.name: Invalid value: {given:?}: must match the service account name if specified")));
+        return Err(Status::bad_request(format!(
+            "metadata.name: Invalid value: {given:?}: must match the service account name if specified"
+        )));
     }
     let spec = object.get("spec").cloned().unwrap_or_else(|| json!({}));
-    let mut audiences: Vec<String> =
-        spec.get("audiences").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(String::from).collect();
+    let mut audiences: Vec<String> = spec
+        .get("audiences")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(String::from)
+        .collect();
     if audiences.is_empty() {
         audiences.push(ISSUER.into());
     }
-    let seconds = spec.get("expirationSeconds").and_then(Value::as_i64).unwrap_or(3600);
+    let seconds = spec
+        .get("expirationSeconds")
+        .and_then(Value::as_i64)
+        .unwrap_or(3600);
     let invalid = |why: &str| {
         let e = FieldError::invalid("spec.expirationSeconds", seconds, why);
-        Err(Status::invalid("authentication.k8s.io", "TokenRequest", "", &[e]))
+        Err(Status::invalid(
+            "authentication.k8s.io",
+            "TokenRequest",
+            "",
+            &[e],
+        ))
     };
     if seconds < MIN_SECONDS {
         return invalid("may not specify a duration less than 10 minutes");
@@ -50,19 +71,34 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     };
     if let Some(node) = node_of(&request.user) {
         // NodeRestriction: a node gets tokens for the pods that run on it, bound to them.
-        let on = bound.pod.as_ref().and_then(|p| find(app, "core/pods", namespace, &p.name)).map(|p| text(&p, &["spec", "nodeName"]).to_string());
+        let on = bound
+            .pod
+            .as_ref()
+            .and_then(|p| find(app, "core/pods", namespace, &p.name))
+            .map(|p| text(&p, &["spec", "nodeName"]).to_string());
         if on.as_deref() != Some(node) {
             let why = format!("node requested token not bound to a pod scheduled on node {node:?}");
             return Err(Status::forbidden("", "serviceaccounts", name, &why));
         }
     }
     let now = jiff::Timestamp::now().as_second();
-    let account = Ref { name: name.into(), uid: text(&account, &["metadata", "uid"]).into() };
+    let account = Ref {
+        name: name.into(),
+        uid: text(&account, &["metadata", "uid"]).into(),
+    };
     let id = uuid::Uuid::new_v4().to_string();
     let (token, expires) = app
         .auth
         .tokens
-        .issue(namespace, account, bound, audiences.clone(), seconds, now, id)
+        .issue(
+            namespace,
+            account,
+            bound,
+            audiences.clone(),
+            seconds,
+            now,
+            id,
+        )
         .map_err(|e| Status::internal(format!("failed to generate token: {e}")))?;
     let mut out = json!({
         "kind": "TokenRequest",
@@ -70,7 +106,11 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
         "metadata": {"name": name, "namespace": namespace, "creationTimestamp": registry::time(now)},
         "spec": {"audiences": audiences, "expirationSeconds": seconds},
     });
-    if let Some(r) = object.get_mut("spec").and_then(|s| s.get_mut("boundObjectRef")).map(Value::take) {
+    if let Some(r) = object
+        .get_mut("spec")
+        .and_then(|s| s.get_mut("boundObjectRef"))
+        .map(Value::take)
+    {
         out["spec"]["boundObjectRef"] = r;
     }
     out["status"] = json!({"token": token, "expirationTimestamp": registry::time(expires)});
@@ -79,17 +119,33 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
 
 /// The object that the token is bound to, checked.
 fn bind(app: &App, namespace: &str, account: &str, r: &Value) -> Result<Bound, Status> {
-    let (kind, version, name, uid) = (text(r, &["kind"]), text(r, &["apiVersion"]), text(r, &["name"]), text(r, &["uid"]));
+    let (kind, version, name, uid) = (
+        text(r, &["kind"]),
+        text(r, &["apiVersion"]),
+        text(r, &["name"]),
+        text(r, &["uid"]),
+    );
     let found = |storage: &str, ns: &str| -> Result<(Value, Ref), Status> {
         let plural = storage.rsplit('/').next().unwrap_or(storage);
         let o = find(app, storage, ns, name).ok_or_else(|| Status::not_found("", plural, name))?;
         let real = text(&o, &["metadata", "uid"]).to_string();
         if !uid.is_empty() && uid != real {
-            return Err(Status::conflict("", plural, name, &format!(
-                "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
-            )));
+            return Err(Status::conflict(
+                "",
+                plural,
+                name,
+                &format!(
+                    "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+                ),
+            ));
         }
-        Ok((o, Ref { name: name.into(), uid: real }))
+        Ok((
+            o,
+            Ref {
+                name: name.into(),
+                uid: real,
+            },
+        ))
     };
     let mut bound = Bound::default();
     match (version, kind) {
@@ -102,14 +158,23 @@ fn bind(app: &App, namespace: &str, account: &str, r: &Value) -> Result<Bound, S
             }
             let node = text(&pod, &["spec", "nodeName"]);
             if !node.is_empty() {
-                let uid = find(app, "core/nodes", "", node).map(|n| text(&n, &["metadata", "uid"]).to_string()).unwrap_or_default();
-                bound.node = Some(Ref { name: node.into(), uid });
+                let uid = find(app, "core/nodes", "", node)
+                    .map(|n| text(&n, &["metadata", "uid"]).to_string())
+                    .unwrap_or_default();
+                bound.node = Some(Ref {
+                    name: node.into(),
+                    uid,
+                });
             }
             bound.pod = Some(r);
         }
         ("v1", "Secret") => bound.secret = Some(found("core/secrets", namespace)?.1),
         ("v1", "Node") => bound.node = Some(found("core/nodes", "")?.1),
-        _ => return Err(Status::bad_request(format!("cannot bind token to object of type {version}, Kind={kind}"))),
+        _ => {
+            return Err(Status::bad_request(format!(
+                "cannot bind token to object of type {version}, Kind={kind}"
+            )));
+        }
     }
     Ok(bound)
 }

@@ -48,29 +48,50 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 /// Does the client ask for another protocol?
 pub fn asks_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(header::UPGRADE)
-        && headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok()).any(|v| {
-            v.split(',').any(|t| t.trim().eq_ignore_ascii_case("upgrade"))
-        })
+        && headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .any(|v| {
+                v.split(',')
+                    .any(|t| t.trim().eq_ignore_ascii_case("upgrade"))
+            })
 }
 
 /// What is between two neighbours only (RFC 9110, 7.6.1), and what is for us alone.
 fn stays(name: &HeaderName, upgrading: bool) -> bool {
     match name.as_str() {
         "connection" | "upgrade" => !upgrading,
-        "host" | "authorization" | "proxy-authorization" | "keep-alive" | "proxy-connection" | "te" | "trailer" | "transfer-encoding"
+        "host"
+        | "authorization"
+        | "proxy-authorization"
+        | "keep-alive"
+        | "proxy-connection"
+        | "te"
+        | "trailer"
+        | "transfer-encoding"
         | "content-length" => true,
         n => n.starts_with("impersonate-"),
     }
 }
 
 async fn connect(target: &Target) -> Result<Box<dyn Stream>, String> {
-    let address = if target.host.contains(':') { format!("[{}]:{}", target.host, target.port) } else { format!("{}:{}", target.host, target.port) };
+    let address = if target.host.contains(':') {
+        format!("[{}]:{}", target.host, target.port)
+    } else {
+        format!("{}:{}", target.host, target.port)
+    };
     let dial = async {
         // Addresses are numbers nearly always; a name is resolved by the system.
-        let tcp = TcpStream::connect(&address).await.map_err(|e| format!("dial tcp {address}: {e}"))?;
+        let tcp = TcpStream::connect(&address)
+            .await
+            .map_err(|e| format!("dial tcp {address}: {e}"))?;
         let _ = tcp.set_nodelay(true);
-        let Some(tls) = &target.tls else { return Ok(Box::new(tcp) as Box<dyn Stream>) };
-        let name = ServerName::try_from(target.host.clone()).map_err(|e| format!("{}: {e}", target.host))?;
+        let Some(tls) = &target.tls else {
+            return Ok(Box::new(tcp) as Box<dyn Stream>);
+        };
+        let name = ServerName::try_from(target.host.clone())
+            .map_err(|e| format!("{}: {e}", target.host))?;
         let stream = tokio_rustls::TlsConnector::from(tls.clone())
             .connect(name, tcp)
             .await
@@ -101,20 +122,39 @@ pub async fn forward(target: Target, request: Forward, cancel: &CancellationToke
         }
     });
     let upgrading = request.upgrade.is_some();
-    let mut out = http::Request::new(if upgrading { Body::empty() } else { request.body });
+    let mut out = http::Request::new(if upgrading {
+        Body::empty()
+    } else {
+        request.body
+    });
     *out.method_mut() = request.method;
-    *out.uri_mut() = target.path.parse().map_err(|e| Status::bad_request(format!("path {:?}: {e}", target.path)))?;
+    *out.uri_mut() = target
+        .path
+        .parse()
+        .map_err(|e| Status::bad_request(format!("path {:?}: {e}", target.path)))?;
     for (k, v) in &request.headers {
         if !stays(k, upgrading) {
             out.headers_mut().append(k.clone(), v.clone());
         }
     }
-    let host = if target.host.contains(':') { format!("[{}]:{}", target.host, target.port) } else { format!("{}:{}", target.host, target.port) };
-    out.headers_mut().insert(header::HOST, HeaderValue::from_str(&host).map_err(|e| failed(e.to_string()))?);
-    let mut answer = sender.send_request(out).await.map_err(|e| failed(e.to_string()))?;
+    let host = if target.host.contains(':') {
+        format!("[{}]:{}", target.host, target.port)
+    } else {
+        format!("{}:{}", target.host, target.port)
+    };
+    out.headers_mut().insert(
+        header::HOST,
+        HeaderValue::from_str(&host).map_err(|e| failed(e.to_string()))?,
+    );
+    let mut answer = sender
+        .send_request(out)
+        .await
+        .map_err(|e| failed(e.to_string()))?;
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client) = request.upgrade else {
-            return Err(Status::internal("the backend switched protocols, which nobody asked for"));
+            return Err(Status::internal(
+                "the backend switched protocols, which nobody asked for",
+            ));
         };
         let backend = hyper::upgrade::on(&mut answer);
         let (parts, _) = answer.into_parts();
@@ -140,7 +180,11 @@ pub async fn forward(target: Target, request: Forward, cancel: &CancellationToke
         return Ok(http::Response::from_parts(parts, Body::empty()));
     }
     let (mut parts, body) = answer.into_parts();
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, HeaderName::from_static("keep-alive")] {
+    for name in [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        HeaderName::from_static("keep-alive"),
+    ] {
         parts.headers.remove(name);
     }
     // Keeps the connection for as long as its body is read.
@@ -161,9 +205,18 @@ mod tests {
         assert!(!asks_upgrade(&h));
         h.insert("upgrade", HeaderValue::from_static("SPDY/3.1"));
         assert!(!asks_upgrade(&h));
-        h.insert("connection", HeaderValue::from_static("keep-alive, Upgrade"));
+        h.insert(
+            "connection",
+            HeaderValue::from_static("keep-alive, Upgrade"),
+        );
         assert!(asks_upgrade(&h));
-        assert!(stays(&HeaderName::from_static("authorization"), true) && !stays(&HeaderName::from_static("upgrade"), true));
-        assert!(stays(&HeaderName::from_static("impersonate-user"), false) && !stays(&HeaderName::from_static("accept"), false));
+        assert!(
+            stays(&HeaderName::from_static("authorization"), true)
+                && !stays(&HeaderName::from_static("upgrade"), true)
+        );
+        assert!(
+            stays(&HeaderName::from_static("impersonate-user"), false)
+                && !stays(&HeaderName::from_static("accept"), false)
+        );
     }
 }

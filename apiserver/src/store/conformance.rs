@@ -20,7 +20,11 @@ pub fn value(text: &str) -> Bytes {
 /// What [`value`] put into an entry.
 fn text(e: &Entry) -> String {
     let v: serde_json::Value = serde_json::from_slice(&e.value).unwrap_or_default();
-    assert_eq!(v["metadata"]["resourceVersion"], e.revision.to_string(), "the revision is inside of the value");
+    assert_eq!(
+        v["metadata"]["resourceVersion"],
+        e.revision.to_string(),
+        "the revision is inside of the value"
+    );
     v["data"].as_str().unwrap_or("").to_string()
 }
 
@@ -29,11 +33,16 @@ fn key(name: &str) -> String {
 }
 
 async fn put(s: &dyn Store, name: &str, text: &str) -> Arc<Entry> {
-    s.write(key(name), Expect::Any, Some(value(text))).await.expect("a write without expectation")
+    s.write(key(name), Expect::Any, Some(value(text)))
+        .await
+        .expect("a write without expectation")
 }
 
 fn shown(entries: &[Arc<Entry>]) -> Vec<(String, String, u64)> {
-    entries.iter().map(|e| (e.name().to_string(), text(e), e.revision)).collect()
+    entries
+        .iter()
+        .map(|e| (e.name().to_string(), text(e), e.revision))
+        .collect()
 }
 
 fn range(s: &dyn Store, r: &Range<'_>) -> Vec<(String, String, u64)> {
@@ -43,7 +52,10 @@ fn range(s: &dyn Store, r: &Range<'_>) -> Vec<(String, String, u64)> {
 const PREFIX: &str = "/test/things/";
 
 async fn next(w: &mut super::Watch) -> Vec<Arc<Event>> {
-    tokio::time::timeout(Duration::from_secs(10), w.next()).await.expect("an event within ten seconds").expect("events")
+    tokio::time::timeout(Duration::from_secs(10), w.next())
+        .await
+        .expect("an event within ten seconds")
+        .expect("events")
 }
 
 /// Runs everything. `fresh` makes a factory of a new, empty store.
@@ -63,26 +75,65 @@ pub async fn all<'a>(fresh: &dyn Fn() -> Box<dyn Fn() -> Arc<dyn Store> + 'a>) {
 pub async fn writes_hold_to_what_they_expect(open: Open<'_>) {
     let s = open();
     let start = s.revision();
-    let a = s.write(key("a"), Expect::Absent, Some(value("1"))).await.expect("create");
+    let a = s
+        .write(key("a"), Expect::Absent, Some(value("1")))
+        .await
+        .expect("create");
     assert!(a.revision > start && s.revision() == a.revision);
     assert_eq!(text(&a), "1");
     let again = s.write(key("a"), Expect::Absent, Some(value("2"))).await;
-    assert!(matches!(&again, Err(Error::Conflict(Some(e))) if e.revision == a.revision), "{again:?}");
-    let b = s.write(key("a"), Expect::Revision(a.revision), Some(value("2"))).await.expect("update");
+    assert!(
+        matches!(&again, Err(Error::Conflict(Some(e))) if e.revision == a.revision),
+        "{again:?}"
+    );
+    let b = s
+        .write(key("a"), Expect::Revision(a.revision), Some(value("2")))
+        .await
+        .expect("update");
     assert!(b.revision > a.revision);
-    assert!(s.write(key("a"), Expect::Revision(a.revision), Some(value("3"))).await.is_err_and(|e| e.is_conflict()));
-    assert!(s.write(key("a"), Expect::Revision(a.revision), None).await.is_err_and(|e| e.is_conflict()));
-    assert!(s.write(key("none"), Expect::Revision(1), Some(value("x"))).await.is_err_and(|e| e.is_conflict()));
-    assert!(s.write(key("none"), Expect::Any, None).await.is_err_and(|e| e.is_conflict()), "nothing to delete");
+    assert!(
+        s.write(key("a"), Expect::Revision(a.revision), Some(value("3")))
+            .await
+            .is_err_and(|e| e.is_conflict())
+    );
+    assert!(
+        s.write(key("a"), Expect::Revision(a.revision), None)
+            .await
+            .is_err_and(|e| e.is_conflict())
+    );
+    assert!(
+        s.write(key("none"), Expect::Revision(1), Some(value("x")))
+            .await
+            .is_err_and(|e| e.is_conflict())
+    );
+    assert!(
+        s.write(key("none"), Expect::Any, None)
+            .await
+            .is_err_and(|e| e.is_conflict()),
+        "nothing to delete"
+    );
     assert_eq!(s.revision(), b.revision, "refused writes take no revision");
-    let gone = s.write(key("a"), Expect::Revision(b.revision), None).await.expect("delete");
+    let gone = s
+        .write(key("a"), Expect::Revision(b.revision), None)
+        .await
+        .expect("delete");
     assert!(gone.revision > b.revision);
-    assert_eq!(text(&gone), "2", "the last state, with the revision of the deletion");
+    assert_eq!(
+        text(&gone),
+        "2",
+        "the last state, with the revision of the deletion"
+    );
     assert!(s.get(&key("a")).is_none());
-    let c = s.write(key("a"), Expect::Absent, Some(value("4"))).await.expect("create again");
+    let c = s
+        .write(key("a"), Expect::Absent, Some(value("4")))
+        .await
+        .expect("create again");
     assert_eq!(s.get(&key("a")).map(|e| e.revision), Some(c.revision));
     s.close().await;
-    assert!(matches!(s.write(key("a"), Expect::Any, None).await, Err(Error::Closed)));
+    assert!(matches!(
+        s.write(key("a"), Expect::Any, None).await,
+        Err(Error::Closed)
+    ));
 }
 
 /// Prefixes, pages, filters, counts.
@@ -91,23 +142,85 @@ pub async fn ranges_are_cut_and_filtered(open: Open<'_>) {
     for n in ["c", "a", "d", "b"] {
         put(&*s, n, n).await;
     }
-    s.write("/test/things/nt/x".into(), Expect::Any, Some(value("x"))).await.expect("write");
-    s.write("/test/things2/ns/y".into(), Expect::Any, Some(value("y"))).await.expect("write");
-    let names = |r: &Range<'_>| range(&*s, r).into_iter().map(|(n, ..)| n).collect::<Vec<_>>();
-    assert_eq!(names(&Range { prefix: "/test/things/ns/", ..Range::default() }), ["a", "b", "c", "d"]);
-    assert_eq!(names(&Range { prefix: PREFIX, ..Range::default() }), ["a", "b", "c", "d", "x"]);
-    assert_eq!((s.count(PREFIX), s.count("/test/things/ns/"), s.count("/test/none/")), (5, 4, 0));
-    let first = s.range(&Range { prefix: "/test/things/ns/", limit: 2, ..Range::default() }).expect("range");
-    assert_eq!((first.entries.len(), first.more, first.remaining), (2, true, 2));
-    let last = s
-        .range(&Range { prefix: "/test/things/ns/", limit: 2, start_after: &first.entries[1].key, ..Range::default() })
+    s.write("/test/things/nt/x".into(), Expect::Any, Some(value("x")))
+        .await
+        .expect("write");
+    s.write("/test/things2/ns/y".into(), Expect::Any, Some(value("y")))
+        .await
+        .expect("write");
+    let names = |r: &Range<'_>| {
+        range(&*s, r)
+            .into_iter()
+            .map(|(n, ..)| n)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        names(&Range {
+            prefix: "/test/things/ns/",
+            ..Range::default()
+        }),
+        ["a", "b", "c", "d"]
+    );
+    assert_eq!(
+        names(&Range {
+            prefix: PREFIX,
+            ..Range::default()
+        }),
+        ["a", "b", "c", "d", "x"]
+    );
+    assert_eq!(
+        (
+            s.count(PREFIX),
+            s.count("/test/things/ns/"),
+            s.count("/test/none/")
+        ),
+        (5, 4, 0)
+    );
+    let first = s
+        .range(&Range {
+            prefix: "/test/things/ns/",
+            limit: 2,
+            ..Range::default()
+        })
         .expect("range");
-    assert_eq!((shown(&last.entries)[0].0.as_str(), last.more, last.remaining), ("c", false, 0));
+    assert_eq!(
+        (first.entries.len(), first.more, first.remaining),
+        (2, true, 2)
+    );
+    let last = s
+        .range(&Range {
+            prefix: "/test/things/ns/",
+            limit: 2,
+            start_after: &first.entries[1].key,
+            ..Range::default()
+        })
+        .expect("range");
+    assert_eq!(
+        (
+            shown(&last.entries)[0].0.as_str(),
+            last.more,
+            last.remaining
+        ),
+        ("c", false, 0)
+    );
     let odd = |e: &Entry| matches!(e.name(), "a" | "c");
-    let page = s.range(&Range { prefix: "/test/things/ns/", limit: 1, filter: Some(&odd), ..Range::default() }).expect("range");
+    let page = s
+        .range(&Range {
+            prefix: "/test/things/ns/",
+            limit: 1,
+            filter: Some(&odd),
+            ..Range::default()
+        })
+        .expect("range");
     assert_eq!((page.entries.len(), page.more), (1, true));
     let page = s
-        .range(&Range { prefix: "/test/things/ns/", limit: 1, filter: Some(&odd), start_after: &page.entries[0].key, ..Range::default() })
+        .range(&Range {
+            prefix: "/test/things/ns/",
+            limit: 1,
+            filter: Some(&odd),
+            start_after: &page.entries[0].key,
+            ..Range::default()
+        })
         .expect("range");
     assert_eq!((page.entries[0].name(), page.more), ("c", false));
     s.close().await;
@@ -125,16 +238,38 @@ pub async fn old_revisions_can_be_read(open: Open<'_>) {
         } else {
             put(&*s, n, &i.to_string()).await;
         }
-        then.push((s.revision(), range(&*s, &Range { prefix: PREFIX, ..Range::default() })));
+        then.push((
+            s.revision(),
+            range(
+                &*s,
+                &Range {
+                    prefix: PREFIX,
+                    ..Range::default()
+                },
+            ),
+        ));
     }
     for (revision, want) in &then {
-        let got = range(&*s, &Range { prefix: PREFIX, revision: Some(*revision), ..Range::default() });
+        let got = range(
+            &*s,
+            &Range {
+                prefix: PREFIX,
+                revision: Some(*revision),
+                ..Range::default()
+            },
+        );
         assert_eq!(&got, want, "at revision {revision}");
         // In pages, too.
         let mut paged: Vec<(String, String, u64)> = Vec::new();
         let mut after = String::new();
         loop {
-            let r = Range { prefix: PREFIX, revision: Some(*revision), limit: 2, start_after: &after, ..Range::default() };
+            let r = Range {
+                prefix: PREFIX,
+                revision: Some(*revision),
+                limit: 2,
+                start_after: &after,
+                ..Range::default()
+            };
             let p = s.range(&r).expect("page");
             paged.extend(shown(&p.entries));
             match p.entries.last() {
@@ -144,7 +279,11 @@ pub async fn old_revisions_can_be_read(open: Open<'_>) {
         }
         assert_eq!(&paged, want, "in pages at revision {revision}");
     }
-    let future = s.range(&Range { prefix: PREFIX, revision: Some(s.revision() + 1), ..Range::default() });
+    let future = s.range(&Range {
+        prefix: PREFIX,
+        revision: Some(s.revision() + 1),
+        ..Range::default()
+    });
     assert!(matches!(future, Err(Error::Future { .. })));
     s.close().await;
 }
@@ -168,16 +307,36 @@ pub async fn watches_see_everything_in_order(open: Open<'_>) {
     let b = put(&*s, "b", "2").await;
     let (events, mut late) = waiting.await.expect("task");
     assert_eq!(events.len(), 1);
-    assert_eq!((events[0].revision, events[0].deleted, events[0].previous.is_none()), (b.revision, false, true));
+    assert_eq!(
+        (
+            events[0].revision,
+            events[0].deleted,
+            events[0].previous.is_none()
+        ),
+        (b.revision, false, true)
+    );
     put(&*s, "b", "3").await;
     s.write(key("b"), Expect::Any, None).await.expect("delete");
-    s.write("/test/others/ns/b".into(), Expect::Any, Some(value("x"))).await.expect("another collection");
+    s.write("/test/others/ns/b".into(), Expect::Any, Some(value("x")))
+        .await
+        .expect("another collection");
     let mut seen = Vec::new();
     while seen.len() < 4 {
         seen.extend(next(&mut early).await);
     }
-    let line = |e: &Event| format!("{}{}:{}<{}", if e.deleted { "-" } else { "+" }, e.entry.name(), text(&e.entry), e.previous.as_ref().map_or(String::new(), |p| text(p)));
-    assert_eq!(seen.iter().map(|e| line(e)).collect::<Vec<_>>(), ["+a:1<", "+b:2<", "+b:3<2", "-b:3<3"]);
+    let line = |e: &Event| {
+        format!(
+            "{}{}:{}<{}",
+            if e.deleted { "-" } else { "+" },
+            e.entry.name(),
+            text(&e.entry),
+            e.previous.as_ref().map_or(String::new(), |p| text(p))
+        )
+    };
+    assert_eq!(
+        seen.iter().map(|e| line(e)).collect::<Vec<_>>(),
+        ["+a:1<", "+b:2<", "+b:3<2", "-b:3<3"]
+    );
     assert!(seen.windows(2).all(|w| w[0].revision < w[1].revision));
     let mut of_b = Vec::new();
     while of_b.len() < 3 {
@@ -187,9 +346,16 @@ pub async fn watches_see_everything_in_order(open: Open<'_>) {
     while late.progress().is_none() {
         next(&mut late).await;
     }
-    assert_eq!(late.progress(), Some(s.revision()), "nothing of other collections is waited for");
+    assert_eq!(
+        late.progress(),
+        Some(s.revision()),
+        "nothing of other collections is waited for"
+    );
     s.close().await;
-    assert!(matches!(late.next().await, Err(Error::Closed)), "watches end with the store");
+    assert!(
+        matches!(late.next().await, Err(Error::Closed)),
+        "watches end with the store"
+    );
 }
 
 /// Compaction, and what asks for more than there is.
@@ -200,13 +366,43 @@ pub async fn history_is_forgotten_cleanly(open: Open<'_>) {
     let second = put(&*s, "a", "2").await.revision;
     let third = put(&*s, "a", "3").await.revision;
     s.compact(second);
-    assert!(matches!(slow.next().await, Err(Error::Compacted { .. })), "its events are gone");
-    assert!(matches!(s.watch(PREFIX, first), Err(Error::Compacted { .. })));
-    assert!(matches!(s.range(&Range { prefix: PREFIX, revision: Some(first), ..Range::default() }), Err(Error::Compacted { .. })));
-    assert_eq!(range(&*s, &Range { prefix: PREFIX, revision: Some(second), ..Range::default() })[0].1, "2");
-    let mut w = s.watch(PREFIX, second).expect("from the compacted revision on");
+    assert!(
+        matches!(slow.next().await, Err(Error::Compacted { .. })),
+        "its events are gone"
+    );
+    assert!(matches!(
+        s.watch(PREFIX, first),
+        Err(Error::Compacted { .. })
+    ));
+    assert!(matches!(
+        s.range(&Range {
+            prefix: PREFIX,
+            revision: Some(first),
+            ..Range::default()
+        }),
+        Err(Error::Compacted { .. })
+    ));
+    assert_eq!(
+        range(
+            &*s,
+            &Range {
+                prefix: PREFIX,
+                revision: Some(second),
+                ..Range::default()
+            }
+        )[0]
+        .1,
+        "2"
+    );
+    let mut w = s
+        .watch(PREFIX, second)
+        .expect("from the compacted revision on");
     assert_eq!(next(&mut w).await[0].revision, third);
-    assert_eq!(s.get(&key("a")).map(|e| text(&e)), Some("3".into()), "the present is never forgotten");
+    assert_eq!(
+        s.get(&key("a")).map(|e| text(&e)),
+        Some("3".into()),
+        "the present is never forgotten"
+    );
     s.close().await;
 }
 
@@ -217,13 +413,37 @@ pub async fn everything_is_there_after_a_restart(open: Open<'_>) {
     put(&*s, "b", "2").await;
     put(&*s, "b", "3").await;
     s.write(key("a"), Expect::Any, None).await.expect("delete");
-    let (revision, before) = (s.revision(), range(&*s, &Range { prefix: PREFIX, ..Range::default() }));
+    let (revision, before) = (
+        s.revision(),
+        range(
+            &*s,
+            &Range {
+                prefix: PREFIX,
+                ..Range::default()
+            },
+        ),
+    );
     s.close().await;
     drop(s);
     let s = open();
-    assert_eq!(s.revision(), revision, "revisions go on, also after a deletion");
-    assert_eq!(range(&*s, &Range { prefix: PREFIX, ..Range::default() }), before);
-    let mut w = s.watch(PREFIX, revision).expect("watch from the last revision");
+    assert_eq!(
+        s.revision(),
+        revision,
+        "revisions go on, also after a deletion"
+    );
+    assert_eq!(
+        range(
+            &*s,
+            &Range {
+                prefix: PREFIX,
+                ..Range::default()
+            }
+        ),
+        before
+    );
+    let mut w = s
+        .watch(PREFIX, revision)
+        .expect("watch from the last revision");
     let c = put(&*s, "c", "4").await;
     assert!(c.revision > revision);
     assert_eq!(next(&mut w).await[0].revision, c.revision);
@@ -247,7 +467,10 @@ pub async fn concurrent_histories_match_the_model(open: Open<'_>, seed: u64) {
             for i in 0..WRITES {
                 let name = format!("k{}", random.random_range(0..6));
                 let current = s.get(&key(&name));
-                assert!(s.revision() >= seen, "the revision never goes back for a reader");
+                assert!(
+                    s.revision() >= seen,
+                    "the revision never goes back for a reader"
+                );
                 seen = s.revision();
                 let expect = match &current {
                     None => Expect::Absent,
@@ -266,7 +489,12 @@ pub async fn concurrent_histories_match_the_model(open: Open<'_>, seed: u64) {
                     Err(e) => panic!("{e}"),
                 }
                 if random.random_range(0..8) == 0 {
-                    let page = s.range(&Range { prefix: PREFIX, ..Range::default() }).expect("range");
+                    let page = s
+                        .range(&Range {
+                            prefix: PREFIX,
+                            ..Range::default()
+                        })
+                        .expect("range");
                     assert!(page.entries.iter().all(|e| e.revision <= page.revision));
                 }
             }
@@ -290,7 +518,11 @@ pub async fn concurrent_histories_match_the_model(open: Open<'_>, seed: u64) {
             let (revision, (name, text_of)) = expected.next().expect("no event that nobody wrote");
             left -= 1;
             assert_eq!((e.revision, e.entry.name()), (*revision, name.as_str()));
-            assert_eq!(e.previous.as_ref().map(|p| (text(p), p.revision)), model.get(name).cloned(), "the state before");
+            assert_eq!(
+                e.previous.as_ref().map(|p| (text(p), p.revision)),
+                model.get(name).cloned(),
+                "the state before"
+            );
             assert_eq!(e.deleted, text_of.is_none());
             match text_of {
                 Some(t) => {
@@ -299,12 +531,38 @@ pub async fn concurrent_histories_match_the_model(open: Open<'_>, seed: u64) {
                 }
                 None => drop(model.remove(name)),
             }
-            states.insert(*revision, model.iter().map(|(n, (t, r))| (n.clone(), t.clone(), *r)).collect());
+            states.insert(
+                *revision,
+                model
+                    .iter()
+                    .map(|(n, (t, r))| (n.clone(), t.clone(), *r))
+                    .collect(),
+            );
         }
     }
-    assert_eq!(range(&*s, &Range { prefix: PREFIX, ..Range::default() }), *states.values().last().expect("some"));
+    assert_eq!(
+        range(
+            &*s,
+            &Range {
+                prefix: PREFIX,
+                ..Range::default()
+            }
+        ),
+        *states.values().last().expect("some")
+    );
     for (revision, state) in states.iter().step_by(17) {
-        assert_eq!(&range(&*s, &Range { prefix: PREFIX, revision: Some(*revision), ..Range::default() }), state, "at {revision}");
+        assert_eq!(
+            &range(
+                &*s,
+                &Range {
+                    prefix: PREFIX,
+                    revision: Some(*revision),
+                    ..Range::default()
+                }
+            ),
+            state,
+            "at {revision}"
+        );
     }
     s.close().await;
 }
@@ -324,7 +582,10 @@ impl Journal {
     /// A write was acknowledged.
     pub fn acknowledge(&mut self, name: &str, revision: u64, text: Option<String>) {
         self.highest = self.highest.max(revision);
-        self.acknowledged.entry(name.into()).or_default().push((revision, text));
+        self.acknowledged
+            .entry(name.into())
+            .or_default()
+            .push((revision, text));
     }
     /// A write was tried, and nobody knows what became of it.
     pub fn attempt(&mut self, name: &str, text: Option<String>) {
@@ -343,22 +604,50 @@ impl Journal {
     /// # Panics
     /// When something acknowledged is not there, something deleted is there again, or revisions went back.
     pub fn check(&mut self, s: &dyn Store) {
-        assert!(s.revision() >= self.highest, "revision {} after {} was acknowledged", s.revision(), self.highest);
-        let names: Vec<String> = self.acknowledged.keys().chain(self.tried.keys()).cloned().collect();
+        assert!(
+            s.revision() >= self.highest,
+            "revision {} after {} was acknowledged",
+            s.revision(),
+            self.highest
+        );
+        let names: Vec<String> = self
+            .acknowledged
+            .keys()
+            .chain(self.tried.keys())
+            .cloned()
+            .collect();
         for name in names {
-            let last = self.acknowledged.get(&name).and_then(|l| l.iter().max_by_key(|(r, _)| *r)).cloned();
+            let last = self
+                .acknowledged
+                .get(&name)
+                .and_then(|l| l.iter().max_by_key(|(r, _)| *r))
+                .cloned();
             let found = s.get(&key(&name));
             let state = found.as_ref().map(|e| text(e));
-            let same = last.as_ref().is_some_and(|(r, t)| *t == state && found.as_ref().is_none_or(|e| e.revision == *r))
-                || (last.is_none() && state.is_none());
-            let later = found.as_ref().is_none_or(|e| e.revision > last.as_ref().map_or(0, |(r, _)| *r));
+            let same = last.as_ref().is_some_and(|(r, t)| {
+                *t == state && found.as_ref().is_none_or(|e| e.revision == *r)
+            }) || (last.is_none() && state.is_none());
+            let later = found
+                .as_ref()
+                .is_none_or(|e| e.revision > last.as_ref().map_or(0, |(r, _)| *r));
             let tried = later && self.tried.get(&name).is_some_and(|l| l.contains(&state));
-            assert!(same || tried, "{name}: {state:?} at {:?}, but {last:?} was acknowledged", found.map(|e| e.revision));
+            assert!(
+                same || tried,
+                "{name}: {state:?} at {:?}, but {last:?} was acknowledged",
+                found.map(|e| e.revision)
+            );
         }
         self.highest = s.revision();
         self.tried.clear();
         self.acknowledged.clear();
-        for e in s.range(&Range { prefix: PREFIX, ..Range::default() }).expect("range").entries {
+        for e in s
+            .range(&Range {
+                prefix: PREFIX,
+                ..Range::default()
+            })
+            .expect("range")
+            .entries
+        {
             self.acknowledge(e.name(), e.revision, Some(text(&e)));
         }
     }
@@ -380,7 +669,10 @@ impl Journal {
             let delete = s.get(&key(&name)).is_some() && random.random_range(0..3) == 0;
             let text = (!delete).then(|| format!("{seed}-{i}"));
             trying(&name, &text);
-            match s.write(key(&name), Expect::Any, text.as_deref().map(value)).await {
+            match s
+                .write(key(&name), Expect::Any, text.as_deref().map(value))
+                .await
+            {
                 Ok(e) => told(&name, e.revision, &text),
                 Err(Error::Conflict(_)) => {}
                 Err(e) => return e,

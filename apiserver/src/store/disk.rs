@@ -39,7 +39,13 @@ pub struct FileDisk(pub PathBuf);
 
 impl Disk for FileDisk {
     fn open(&self) -> Result<Database, DatabaseError> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&self.0)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&self.0)?;
         database(Backend(file))
     }
     fn name(&self) -> String {
@@ -72,7 +78,12 @@ impl StorageBackend for Backend {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let old = self.len()?;
         if len > old {
-            match rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), old, len - old) {
+            match rustix::fs::fallocate(
+                &self.0,
+                rustix::fs::FallocateFlags::empty(),
+                old,
+                len - old,
+            ) {
                 Ok(()) => return Ok(()),
                 // Not every file system can; a hole is the second best.
                 Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
@@ -94,7 +105,11 @@ impl StorageBackend for Backend {
         }
         locked(self.0.try_lock())
     }
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+    fn try_lock_shared_range(
+        &self,
+        start: Bound<u64>,
+        end: Bound<u64>,
+    ) -> Result<bool, BackendError> {
         if !whole(start, end) {
             return Err(BackendError::Unsupported);
         }
@@ -122,7 +137,10 @@ pub fn is_full(e: &redb::Error) -> bool {
 }
 
 fn full(e: &io::Error) -> bool {
-    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
+    matches!(
+        e.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
 }
 
 /// Why a database could not be opened, and how to mend it.
@@ -134,15 +152,23 @@ pub fn explain(name: &str, e: &DatabaseError) -> String {
         DatabaseError::UpgradeRequired(v) => format!(
             "{name} is of an older format ({v}): start the version of skiff that wrote it, or move the file away to begin with an empty cluster"
         ),
-        DatabaseError::Storage(StorageError::Io(e)) if e.kind() == io::ErrorKind::PermissionDenied => {
-            format!("{name} cannot be opened: {e}; start skiff as the user who owns it, or correct its permissions")
+        DatabaseError::Storage(StorageError::Io(e))
+            if e.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            format!(
+                "{name} cannot be opened: {e}; start skiff as the user who owns it, or correct its permissions"
+            )
         }
         DatabaseError::Storage(StorageError::Io(e)) if full(e) => {
             format!("{name} cannot be opened, its disk is full: free some space and start again")
         }
-        DatabaseError::Storage(StorageError::Io(e)) if e.kind() != io::ErrorKind::InvalidData && e.raw_os_error().is_some() => {
+        DatabaseError::Storage(StorageError::Io(e))
+            if e.kind() != io::ErrorKind::InvalidData && e.raw_os_error().is_some() =>
+        {
             format!("{name} cannot be opened: {e}; check --data-dir and its disk")
         }
-        e => format!("{name} is damaged ({e}): put back a copy of it, or move it away to begin with an empty cluster"),
+        e => format!(
+            "{name} is damaged ({e}): put back a copy of it, or move it away to begin with an empty cluster"
+        ),
     }
 }

@@ -40,18 +40,30 @@ pub struct Options {
 }
 
 fn seconds() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }
 
 impl Options {
     /// Kubernetes' options: both hooks, events vanish after an hour.
     pub fn new(hooks: Hooks) -> Self {
-        Self { hooks, expire: vec![("/core/events/".into(), 3600)], limits: Limits::default(), clock: seconds }
+        Self {
+            hooks,
+            expire: vec![("/core/events/".into(), 3600)],
+            limits: Limits::default(),
+            clock: seconds,
+        }
     }
 }
 
 enum Command {
-    Write { key: String, expect: Expect, value: Option<(Bytes, Attributes)>, reply: oneshot::Sender<Result<Arc<Entry>, Error>> },
+    Write {
+        key: String,
+        expect: Expect,
+        value: Option<(Bytes, Attributes)>,
+        reply: oneshot::Sender<Result<Arc<Entry>, Error>>,
+    },
     Close(oneshot::Sender<()>),
 }
 
@@ -70,9 +82,16 @@ impl Embedded {
     /// [`Error::Open`], naming the file and the mend.
     pub fn open(directory: &Path, options: Options) -> Result<Self, Error> {
         use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|e| {
-            Error::Open(format!("cannot make {}: {e}; check --data-dir and its permissions", directory.display()))
-        })?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(|e| {
+                Error::Open(format!(
+                    "cannot make {}: {e}; check --data-dir and its permissions",
+                    directory.display()
+                ))
+            })?;
         let path = directory.join("skiff.redb");
         let new = !path.exists();
         let store = Self::open_on(Box::new(FileDisk(path)), options)?;
@@ -91,7 +110,9 @@ impl Embedded {
     /// [`Error::Open`].
     pub fn open_on(disk: Box<dyn Disk>, options: Options) -> Result<Self, Error> {
         let name = disk.name();
-        let db = disk.open().map_err(|e| Error::Open(disk::explain(&name, &e)))?;
+        let db = disk
+            .open()
+            .map_err(|e| Error::Open(disk::explain(&name, &e)))?;
         let loaded = load(&db, &options).map_err(|e| match e {
             Failure::Redb(e) if disk::is_full(&e) => {
                 Error::Open(format!("{name} cannot be opened, its disk is full: free some space and start again"))
@@ -101,7 +122,11 @@ impl Embedded {
                 Error::Open(format!("{name} is damaged ({what}): put back a copy of it, or move it away to begin with an empty cluster"))
             }
         })?;
-        let memory = Arc::new(Memory::new(loaded.entries.into_iter(), loaded.revision, options.limits.clone()));
+        let memory = Arc::new(Memory::new(
+            loaded.entries.into_iter(),
+            loaded.revision,
+            options.limits.clone(),
+        ));
         let health = Arc::new(Mutex::new(None));
         let (commands, receiver) = channel();
         let attributes = options.hooks.attributes.clone();
@@ -119,7 +144,12 @@ impl Embedded {
             .name("skiff-store".into())
             .spawn(move || writer.run(&receiver))
             .map_err(|e| Error::Open(format!("cannot start the store's thread: {e}")))?;
-        Ok(Self { memory, commands: Mutex::new(commands), health, attributes })
+        Ok(Self {
+            memory,
+            commands: Mutex::new(commands),
+            health,
+            attributes,
+        })
     }
 }
 
@@ -137,14 +167,27 @@ impl Store for Embedded {
     fn count(&self, prefix: &str) -> usize {
         self.memory.count(prefix)
     }
-    async fn write(&self, key: String, expect: Expect, value: Option<Bytes>) -> Result<Arc<Entry>, Error> {
+    async fn write(
+        &self,
+        key: String,
+        expect: Expect,
+        value: Option<Bytes>,
+    ) -> Result<Arc<Entry>, Error> {
         // Selectable facts are found here, on the caller's thread: the writer is alone.
         let value = value.map(|v| {
             let attributes = (self.attributes)(&key, &v);
             (v, attributes)
         });
         let (reply, answer) = oneshot::channel();
-        self.commands.lock().send(Command::Write { key, expect, value, reply }).map_err(|_| Error::Closed)?;
+        self.commands
+            .lock()
+            .send(Command::Write {
+                key,
+                expect,
+                value,
+                reply,
+            })
+            .map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)?
     }
     fn watch(&self, prefix: &str, after: u64) -> Result<Watch, Error> {
@@ -198,7 +241,10 @@ impl Expiries {
         self.by_time.first().map(|(at, _)| *at)
     }
     fn due(&self, now: u64) -> impl Iterator<Item = &Arc<str>> {
-        self.by_time.iter().take_while(move |(at, _)| *at <= now).map(|(_, k)| k)
+        self.by_time
+            .iter()
+            .take_while(move |(at, _)| *at <= now)
+            .map(|(_, k)| k)
     }
 }
 
@@ -228,7 +274,11 @@ fn load(db: &Database, options: &Options) -> Result<Loaded, Failure> {
     match format {
         None => tx.commit()?,
         Some(1) => tx.abort()?,
-        Some(other) => return Err(Failure::Damaged(format!("it is of format {other}, which a newer skiff writes"))),
+        Some(other) => {
+            return Err(Failure::Damaged(format!(
+                "it is of format {other}, which a newer skiff writes"
+            )));
+        }
     }
     let tx = db.begin_read()?;
     let mut revision = revision(&tx)?;
@@ -237,22 +287,39 @@ fn load(db: &Database, options: &Options) -> Result<Loaded, Failure> {
     for item in tx.open_table(OBJECTS)?.iter()? {
         let (key, record) = item?;
         let (key, record) = (key.value(), record.value());
-        let (Some((r, rest)), true) = (record.split_first_chunk::<8>(), record.len() >= HEAD) else {
-            return Err(Failure::Damaged(format!("the record of {key} is too short")));
+        let (Some((r, rest)), true) = (record.split_first_chunk::<8>(), record.len() >= HEAD)
+        else {
+            return Err(Failure::Damaged(format!(
+                "the record of {key} is too short"
+            )));
         };
         let at = u64::from_le_bytes(*r);
-        let expiry = rest.first_chunk::<8>().map_or(0, |e| u64::from_le_bytes(*e));
+        let expiry = rest
+            .first_chunk::<8>()
+            .map_or(0, |e| u64::from_le_bytes(*e));
         let value = Bytes::from(record[HEAD..].to_vec().into_boxed_slice());
         let attributes = (options.hooks.attributes)(key, &value);
         expiries.set(key, expiry);
         revision = revision.max(at);
-        entries.push(Arc::new(Entry { key: key.into(), value, revision: at, attributes }));
+        entries.push(Arc::new(Entry {
+            key: key.into(),
+            value,
+            revision: at,
+            attributes,
+        }));
     }
-    Ok(Loaded { entries, revision, expiries })
+    Ok(Loaded {
+        entries,
+        revision,
+        expiries,
+    })
 }
 
 fn revision(tx: &redb::ReadTransaction) -> Result<u64, redb::Error> {
-    Ok(tx.open_table(META)?.get("revision")?.map_or(0, |v| v.value()))
+    Ok(tx
+        .open_table(META)?
+        .get("revision")?
+        .map_or(0, |v| v.value()))
 }
 
 /// A write that may be committed, and what it changes.
@@ -277,8 +344,16 @@ struct Writer {
 }
 
 /// Key, expectation, value, who waits (nobody for an expiry).
-type Waiting = (String, Expect, Option<(Bytes, Attributes)>, Option<oneshot::Sender<Result<Arc<Entry>, Error>>>);
-type Reply = (oneshot::Sender<Result<Arc<Entry>, Error>>, Result<Arc<Entry>, Error>);
+type Waiting = (
+    String,
+    Expect,
+    Option<(Bytes, Attributes)>,
+    Option<oneshot::Sender<Result<Arc<Entry>, Error>>>,
+);
+type Reply = (
+    oneshot::Sender<Result<Arc<Entry>, Error>>,
+    Result<Arc<Entry>, Error>,
+);
 
 impl Writer {
     fn run(mut self, commands: &Receiver<Command>) {
@@ -289,7 +364,11 @@ impl Writer {
                 Some(at) => {
                     let wait = at.saturating_sub((self.options.clock)());
                     // A fault makes expiry wait a little, not spin.
-                    let wait = if self.db.is_none() { wait.max(ROUND) } else { wait };
+                    let wait = if self.db.is_none() {
+                        wait.max(ROUND)
+                    } else {
+                        wait
+                    };
                     commands.recv_timeout(Duration::from_secs(wait))
                 }
             };
@@ -308,15 +387,25 @@ impl Writer {
             let mut writes: Vec<Waiting> = Vec::with_capacity(batch.len());
             for c in batch {
                 match c {
-                    Command::Write { key, expect, value, reply } => writes.push((key, expect, value, Some(reply))),
+                    Command::Write {
+                        key,
+                        expect,
+                        value,
+                        reply,
+                    } => writes.push((key, expect, value, Some(reply))),
                     Command::Close(reply) => closing = Some(reply),
                 }
             }
             let now = (self.options.clock)();
             // After the others: one that writes the key anew in this batch moves its expiry, which the next round sees.
             let written: Vec<&str> = writes.iter().map(|(k, ..)| k.as_str()).collect();
-            let due: Vec<String> =
-                self.expiries.due(now).take(BATCH).filter(|k| !written.contains(&&***k)).map(|k| k.to_string()).collect();
+            let due: Vec<String> = self
+                .expiries
+                .due(now)
+                .take(BATCH)
+                .filter(|k| !written.contains(&&***k))
+                .map(|k| k.to_string())
+                .collect();
             writes.extend(due.into_iter().map(|k| (k, Expect::Any, None, None)));
             self.batch(writes, now);
             if let Some(reply) = closing {
@@ -377,8 +466,16 @@ impl Writer {
             };
             let expiry = if deleted { 0 } else { self.expiry(&key, now) };
             ahead.insert(key, (!deleted).then(|| entry.clone()));
-            let event = Event { revision: next, deleted, entry: entry.clone(), previous: current };
-            prepared.push(Prepared { event: Arc::new(event), expiry });
+            let event = Event {
+                revision: next,
+                deleted,
+                entry: entry.clone(),
+                previous: current,
+            };
+            prepared.push(Prepared {
+                event: Arc::new(event),
+                expiry,
+            });
             replies.extend(reply.map(|r| (r, Ok(entry))));
         }
         if !prepared.is_empty() {
@@ -410,7 +507,9 @@ impl Writer {
     }
 
     fn commit(&self, prepared: &[Prepared], revision: u64) -> Result<(), redb::Error> {
-        let Some(db) = &self.db else { return Err(redb::Error::DatabaseClosed) };
+        let Some(db) = &self.db else {
+            return Err(redb::Error::DatabaseClosed);
+        };
         let tx = db.begin_write()?;
         {
             let mut objects = tx.open_table(OBJECTS)?;
@@ -438,22 +537,39 @@ impl Writer {
             self.revision = p.event.revision;
             self.expiries.set(&p.event.entry.key, p.expiry);
         }
-        self.memory.apply(prepared.into_iter().map(|p| Change { event: p.event }).collect(), now);
+        self.memory.apply(
+            prepared
+                .into_iter()
+                .map(|p| Change { event: p.event })
+                .collect(),
+            now,
+        );
     }
 
     fn reopen(&mut self) -> Result<(), Error> {
         let db = self.disk.open().map_err(|e| self.explain(&e.into()))?;
-        let found = db.begin_read().map_err(redb::Error::from).and_then(|tx| revision(&tx)).map_err(|e| self.explain(&e))?;
+        let found = db
+            .begin_read()
+            .map_err(redb::Error::from)
+            .and_then(|tx| revision(&tx))
+            .map_err(|e| self.explain(&e))?;
         if found == self.revision {
             self.uncertain.clear();
-        } else if self.uncertain.last().is_some_and(|p| p.event.revision == found) {
+        } else if self
+            .uncertain
+            .last()
+            .is_some_and(|p| p.event.revision == found)
+        {
             // It was refused, but it is there: then everybody shall see it.
             let prepared = std::mem::take(&mut self.uncertain);
             self.publish(prepared, (self.options.clock)());
         } else {
             return Err(Error::Io {
                 file: self.disk.name(),
-                why: format!("it is at revision {found}, but {} was written: it was replaced while in use; start the server again", self.revision),
+                why: format!(
+                    "it is at revision {found}, but {} was written: it was replaced while in use; start the server again",
+                    self.revision
+                ),
             });
         }
         self.db = Some(db);
@@ -461,10 +577,21 @@ impl Writer {
     }
 
     fn explain(&self, e: &redb::Error) -> Error {
-        if disk::is_full(e) { Error::Full(self.disk.name()) } else { Error::Io { file: self.disk.name(), why: e.to_string() } }
+        if disk::is_full(e) {
+            Error::Full(self.disk.name())
+        } else {
+            Error::Io {
+                file: self.disk.name(),
+                why: e.to_string(),
+            }
+        }
     }
 
-    fn refuse(&self, replies: impl Iterator<Item = oneshot::Sender<Result<Arc<Entry>, Error>>>, e: &Error) {
+    fn refuse(
+        &self,
+        replies: impl Iterator<Item = oneshot::Sender<Result<Arc<Entry>, Error>>>,
+        e: &Error,
+    ) {
         *self.health.lock() = Some(e.clone());
         for r in replies {
             let _ = r.send(Err(e.clone()));

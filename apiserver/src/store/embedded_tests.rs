@@ -24,7 +24,11 @@ fn open(dir: &Path) -> Result<Embedded, Error> {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime")
 }
 
 #[test]
@@ -32,7 +36,9 @@ fn the_embedded_store_conforms() {
     let root = tempfile::tempdir().expect("dir");
     let n = AtomicU64::new(0);
     runtime().block_on(conformance::all(&|| {
-        let dir = root.path().join(n.fetch_add(1, Ordering::Relaxed).to_string());
+        let dir = root
+            .path()
+            .join(n.fetch_add(1, Ordering::Relaxed).to_string());
         Box::new(move || Arc::new(open(&dir).expect("open")) as Arc<dyn Store>)
     }));
 }
@@ -76,7 +82,11 @@ struct Handle(Arc<Flaky>);
 
 impl Handle {
     fn on(&self) -> io::Result<()> {
-        if self.0.off.load(Ordering::Relaxed) { Err(io::Error::other("the power is off")) } else { Ok(()) }
+        if self.0.off.load(Ordering::Relaxed) {
+            Err(io::Error::other("the power is off"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -89,7 +99,10 @@ impl StorageBackend for Handle {
         self.on()?;
         let seen = self.0.seen.lock();
         let from = offset as usize;
-        out.copy_from_slice(seen.get(from..from + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+        out.copy_from_slice(
+            seen.get(from..from + out.len())
+                .ok_or(io::ErrorKind::UnexpectedEof)?,
+        );
         Ok(())
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -104,7 +117,9 @@ impl StorageBackend for Handle {
     }
     fn sync_data(&self) -> io::Result<()> {
         self.on()?;
-        if self.0.fuse.load(Ordering::Relaxed) > 0 && self.0.fuse.fetch_sub(1, Ordering::Relaxed) == 1 {
+        if self.0.fuse.load(Ordering::Relaxed) > 0
+            && self.0.fuse.fetch_sub(1, Ordering::Relaxed) == 1
+        {
             self.0.off.store(true, Ordering::Relaxed);
             return self.on();
         }
@@ -149,7 +164,11 @@ impl Flaky {
                 },
             }
         }
-        Arc::new(Flaky { seen: Mutex::new(data.clone()), durable: Mutex::new(data), ..Flaky::default() })
+        Arc::new(Flaky {
+            seen: Mutex::new(data.clone()),
+            durable: Mutex::new(data),
+            ..Flaky::default()
+        })
     }
 }
 
@@ -161,9 +180,13 @@ fn acknowledged_writes_survive_a_disk_that_loses_what_was_not_synced() {
         let mut disk = Arc::new(Flaky::default());
         let mut journal = Journal::default();
         for round in 0..6 {
-            let s: Arc<dyn Store> = Arc::new(Embedded::open_on(Box::new(FlakyDisk(disk.clone())), Options::new(hooks())).expect("opens after a crash"));
+            let s: Arc<dyn Store> = Arc::new(
+                Embedded::open_on(Box::new(FlakyDisk(disk.clone())), Options::new(hooks()))
+                    .expect("opens after a crash"),
+            );
             journal.check(&*s);
-            disk.fuse.store(random.random_range(2..40), Ordering::Relaxed);
+            disk.fuse
+                .store(random.random_range(2..40), Ordering::Relaxed);
             let shared = Arc::new(Mutex::new(std::mem::take(&mut journal)));
             rt.block_on(async {
                 let clients = (0..4).map(|c| {
@@ -197,13 +220,25 @@ fn acknowledged_writes_survive_a_disk_that_loses_what_was_not_synced() {
 fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
     let disk = Arc::new(Flaky::default());
     runtime().block_on(async {
-        let s = Embedded::open_on(Box::new(FlakyDisk(disk.clone())), Options::new(hooks())).expect("open");
-        let big = |n: usize| -> bytes::Bytes { format!("{{\"metadata\":{{}},\"data\":\"{}\"}}", "x".repeat(n)).into() };
-        s.write("/a/b/c/first".into(), Expect::Absent, Some(big(100))).await.expect("write");
+        let s = Embedded::open_on(Box::new(FlakyDisk(disk.clone())), Options::new(hooks()))
+            .expect("open");
+        let big = |n: usize| -> bytes::Bytes {
+            format!("{{\"metadata\":{{}},\"data\":\"{}\"}}", "x".repeat(n)).into()
+        };
+        s.write("/a/b/c/first".into(), Expect::Absent, Some(big(100)))
+            .await
+            .expect("write");
         *disk.room.lock() = Some(disk.seen.lock().len() as u64);
         let mut acknowledged = 1;
         let e = loop {
-            match s.write(format!("/a/b/c/{acknowledged}"), Expect::Absent, Some(big(20_000))).await {
+            match s
+                .write(
+                    format!("/a/b/c/{acknowledged}"),
+                    Expect::Absent,
+                    Some(big(20_000)),
+                )
+                .await
+            {
                 Ok(_) => acknowledged += 1,
                 Err(e) => break e,
             }
@@ -214,16 +249,31 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
         assert!(s.check().is_err_and(|e| e.contains("full")));
         let revision = s.revision();
         for _ in 0..3 {
-            assert!(s.write("/a/b/c/again".into(), Expect::Absent, Some(big(2_000_000))).await.is_err());
+            assert!(
+                s.write("/a/b/c/again".into(), Expect::Absent, Some(big(2_000_000)))
+                    .await
+                    .is_err()
+            );
         }
-        assert_eq!((s.count("/a/b/"), s.revision()), (acknowledged, revision), "nothing half done is seen");
+        assert_eq!(
+            (s.count("/a/b/"), s.revision()),
+            (acknowledged, revision),
+            "nothing half done is seen"
+        );
         assert!(s.get("/a/b/c/first").is_some());
         *disk.room.lock() = None;
-        let e = s.write("/a/b/c/after".into(), Expect::Absent, Some(big(20_000))).await.expect("there is space again");
+        let e = s
+            .write("/a/b/c/after".into(), Expect::Absent, Some(big(20_000)))
+            .await
+            .expect("there is space again");
         assert!(e.revision > revision && s.check().is_ok());
         s.close().await;
-        let s = Embedded::open_on(Box::new(FlakyDisk(disk.clone())), Options::new(hooks())).expect("open");
-        assert_eq!((s.count("/a/b/"), s.revision()), (acknowledged + 1, e.revision));
+        let s = Embedded::open_on(Box::new(FlakyDisk(disk.clone())), Options::new(hooks()))
+            .expect("open");
+        assert_eq!(
+            (s.count("/a/b/"), s.revision()),
+            (acknowledged + 1, e.revision)
+        );
     });
 }
 
@@ -231,11 +281,24 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
 fn a_locked_or_damaged_database_is_named_with_its_mend() {
     let dir = tempfile::tempdir().expect("dir");
     let first = open(dir.path()).expect("open");
-    let e = open(dir.path()).err().map(|e| e.to_string()).unwrap_or_default();
-    assert!(e.contains("skiff.redb is in use by another process") && e.contains("--data-dir"), "{e}");
+    let e = open(dir.path())
+        .err()
+        .map(|e| e.to_string())
+        .unwrap_or_default();
+    assert!(
+        e.contains("skiff.redb is in use by another process") && e.contains("--data-dir"),
+        "{e}"
+    );
     runtime().block_on(async {
         for i in 0..200 {
-            first.write(format!("/a/b/c/{i}"), Expect::Absent, Some(value(&"x".repeat(500)))).await.expect("write");
+            first
+                .write(
+                    format!("/a/b/c/{i}"),
+                    Expect::Absent,
+                    Some(value(&"x".repeat(500))),
+                )
+                .await
+                .expect("write");
         }
         first.close().await;
     });
@@ -247,7 +310,10 @@ fn a_locked_or_damaged_database_is_named_with_its_mend() {
     for round in 0..12 {
         let mut broken = whole.clone();
         match round {
-            0 => broken = b"this is no database, but some text that is long enough to be one".repeat(100),
+            0 => {
+                broken =
+                    b"this is no database, but some text that is long enough to be one".repeat(100)
+            }
             1 => broken.truncate(whole.len() / 3),
             _ => {
                 for _ in 0..200 {
@@ -263,7 +329,10 @@ fn a_locked_or_damaged_database_is_named_with_its_mend() {
             Err(e) => {
                 refused += 1;
                 let e = e.to_string();
-                assert!(e.contains("skiff.redb is damaged") || e.contains("cannot be"), "{e}");
+                assert!(
+                    e.contains("skiff.redb is damaged") || e.contains("cannot be"),
+                    "{e}"
+                );
             }
         }
     }
@@ -275,19 +344,39 @@ static CLOCK: AtomicU64 = AtomicU64::new(1000);
 #[test]
 fn events_vanish_when_their_time_is_over_and_an_update_gives_them_more() {
     let dir = tempfile::tempdir().expect("dir");
-    let options = || Options { expire: vec![("/core/events/".into(), 100)], clock: || CLOCK.load(Ordering::Relaxed), ..Options::new(hooks()) };
+    let options = || Options {
+        expire: vec![("/core/events/".into(), 100)],
+        clock: || CLOCK.load(Ordering::Relaxed),
+        ..Options::new(hooks())
+    };
     runtime().block_on(async {
         let s = Embedded::open(dir.path(), options()).expect("open");
         for n in ["old", "new"] {
-            s.write(format!("/core/events/ns/{n}"), Expect::Absent, Some(value(n))).await.expect("write");
+            s.write(
+                format!("/core/events/ns/{n}"),
+                Expect::Absent,
+                Some(value(n)),
+            )
+            .await
+            .expect("write");
         }
-        s.write("/core/pods/ns/p".into(), Expect::Absent, Some(value("p"))).await.expect("write");
+        s.write("/core/pods/ns/p".into(), Expect::Absent, Some(value("p")))
+            .await
+            .expect("write");
         CLOCK.store(1060, Ordering::Relaxed);
-        s.write("/core/events/ns/new".into(), Expect::Any, Some(value("new"))).await.expect("write");
+        s.write(
+            "/core/events/ns/new".into(),
+            Expect::Any,
+            Some(value("new")),
+        )
+        .await
+        .expect("write");
         CLOCK.store(1110, Ordering::Relaxed);
         let mut w = s.watch("/core/events/", s.revision()).expect("watch");
         // The writer looks at the clock when something wakes it.
-        s.write("/core/pods/ns/q".into(), Expect::Absent, Some(value("q"))).await.expect("write");
+        s.write("/core/pods/ns/q".into(), Expect::Absent, Some(value("q")))
+            .await
+            .expect("write");
         let events = w.next().await.expect("events");
         assert!(events[0].deleted && events[0].entry.name() == "old" && events.len() == 1);
         assert_eq!((s.count("/core/events/"), s.count("/core/pods/")), (1, 2));
@@ -306,19 +395,40 @@ fn events_vanish_when_their_time_is_over_and_an_update_gives_them_more() {
 #[test]
 fn a_slow_watcher_falls_off_and_holds_nobody() {
     let dir = tempfile::tempdir().expect("dir");
-    let limits = Limits { events: 50, bytes: 10_000, ..Limits::default() };
+    let limits = Limits {
+        events: 50,
+        bytes: 10_000,
+        ..Limits::default()
+    };
     runtime().block_on(async {
-        let s = Embedded::open(dir.path(), Options { limits, ..Options::new(hooks()) }).expect("open");
+        let s = Embedded::open(
+            dir.path(),
+            Options {
+                limits,
+                ..Options::new(hooks())
+            },
+        )
+        .expect("open");
         let mut slow = s.watch("/a/b/", 0).expect("watch");
         let mut fast = s.watch("/a/b/", 0).expect("watch");
         let mut seen = 0;
         for i in 0..200 {
-            s.write("/a/b/c/x".into(), Expect::Any, Some(value(&i.to_string()))).await.expect("write");
+            s.write("/a/b/c/x".into(), Expect::Any, Some(value(&i.to_string())))
+                .await
+                .expect("write");
             seen += fast.ready().expect("fast").len();
         }
         assert_eq!(seen, 200);
         assert!(matches!(slow.next().await, Err(Error::Compacted { .. })));
-        assert_eq!(Error::Compacted { asked: 1, oldest: 2 }.status().code, 410);
+        assert_eq!(
+            Error::Compacted {
+                asked: 1,
+                oldest: 2
+            }
+            .status()
+            .code,
+            410
+        );
     });
 }
 
@@ -333,7 +443,13 @@ fn many_writers_share_commits() {
                 let s = s.clone();
                 tokio::spawn(async move {
                     for i in 0..100 {
-                        s.write(format!("/core/configmaps/ns/{c}-{i}"), Expect::Absent, Some(value(&"x".repeat(1000)))).await.expect("write");
+                        s.write(
+                            format!("/core/configmaps/ns/{c}-{i}"),
+                            Expect::Absent,
+                            Some(value(&"x".repeat(1000))),
+                        )
+                        .await
+                        .expect("write");
                     }
                 })
             })
@@ -342,9 +458,21 @@ fn many_writers_share_commits() {
             t.await.expect("writer");
         }
         // Printed for whoever wants to know; no test of time.
-        println!("3200 durable creates of 1 KiB by 32 writers: {:?}", started.elapsed());
+        println!(
+            "3200 durable creates of 1 KiB by 32 writers: {:?}",
+            started.elapsed()
+        );
         assert_eq!(s.count("/core/configmaps/"), 3200);
-        assert_eq!(s.range(&Range { prefix: "/core/configmaps/", ..Range::default() }).expect("range").entries.len(), 3200);
+        assert_eq!(
+            s.range(&Range {
+                prefix: "/core/configmaps/",
+                ..Range::default()
+            })
+            .expect("range")
+            .entries
+            .len(),
+            3200
+        );
         s.close().await;
     });
 }

@@ -26,7 +26,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { events: 65_536, bytes: 8 << 20, old_bytes: 128 << 10, old_events: 256, age: 300 }
+        Self {
+            events: 65_536,
+            bytes: 8 << 20,
+            old_bytes: 128 << 10,
+            old_events: 256,
+            age: 300,
+        }
     }
 }
 
@@ -75,7 +81,14 @@ struct Collection {
 
 impl Collection {
     fn new(since: u64) -> Self {
-        Self { entries: BTreeSet::new(), ring: VecDeque::new(), first: 0, since, bytes: 0, notify: Arc::default() }
+        Self {
+            entries: BTreeSet::new(),
+            ring: VecDeque::new(),
+            first: 0,
+            since,
+            bytes: 0,
+            notify: Arc::default(),
+        }
     }
 
     fn drop_oldest(&mut self) {
@@ -141,8 +154,17 @@ impl Memory {
                 c.entries.insert(ByKey(e));
             }
         }
-        let state = State { collections, revision, opened: revision, closed: false, turn: 0 };
-        Self { state: RwLock::new(state), limits }
+        let state = State {
+            collections,
+            revision,
+            opened: revision,
+            closed: false,
+            turn: 0,
+        };
+        Self {
+            state: RwLock::new(state),
+            limits,
+        }
     }
 
     /// The revision of the last write.
@@ -153,13 +175,20 @@ impl Memory {
     /// The entry of a key.
     pub fn get(&self, key: &str) -> Option<Arc<Entry>> {
         let state = self.state.read();
-        state.collections.get(collection(key))?.entries.get(key).map(|e| e.0.clone())
+        state
+            .collections
+            .get(collection(key))?
+            .entries
+            .get(key)
+            .map(|e| e.0.clone())
     }
 
     /// How many entries a prefix has.
     pub fn count(&self, prefix: &str) -> usize {
         let state = self.state.read();
-        let Some(c) = state.collections.get(collection(prefix)) else { return 0 };
+        let Some(c) = state.collections.get(collection(prefix)) else {
+            return 0;
+        };
         if collection(prefix) == prefix {
             return c.entries.len();
         }
@@ -174,21 +203,39 @@ impl Memory {
         let state = self.state.read();
         let revision = range.revision.unwrap_or(state.revision);
         if revision > state.revision {
-            return Err(Error::Future { asked: revision, current: state.revision });
+            return Err(Error::Future {
+                asked: revision,
+                current: state.revision,
+            });
         }
-        let mut page = Page { entries: Vec::new(), revision, more: false, remaining: 0 };
+        let mut page = Page {
+            entries: Vec::new(),
+            revision,
+            more: false,
+            remaining: 0,
+        };
         let Some(c) = state.collections.get(collection(range.prefix)) else {
             if revision < state.opened {
-                return Err(Error::Compacted { asked: revision, oldest: state.opened });
+                return Err(Error::Compacted {
+                    asked: revision,
+                    oldest: state.opened,
+                });
             }
             return Ok(page);
         };
         if revision == state.revision {
-            fill(&mut page, range, below(&c.entries, range.prefix, range.start_after));
+            fill(
+                &mut page,
+                range,
+                below(&c.entries, range.prefix, range.start_after),
+            );
             return Ok(page);
         }
         if revision < c.since {
-            return Err(Error::Compacted { asked: revision, oldest: c.since });
+            return Err(Error::Compacted {
+                asked: revision,
+                oldest: c.since,
+            });
         }
         // Roll back: the first event of a key after the revision knows what was there before it.
         let from = c.ring.partition_point(|r| r.event.revision <= revision);
@@ -199,7 +246,9 @@ impl Memory {
                 then.entry(key).or_insert(r.event.previous.as_ref());
             }
         }
-        let mut now = below(&c.entries, range.prefix, range.start_after).filter(|e| !then.contains_key(&*e.key)).peekable();
+        let mut now = below(&c.entries, range.prefix, range.start_after)
+            .filter(|e| !then.contains_key(&*e.key))
+            .peekable();
         let mut old = then.iter().filter_map(|(_, e)| *e).peekable();
         let merged = std::iter::from_fn(|| match (now.peek(), old.peek()) {
             (Some(a), Some(b)) if a.key < b.key => now.next(),
@@ -221,18 +270,32 @@ impl Memory {
             if state.closed {
                 return Err(Error::Closed);
             }
-            state.collections.get(name).map(|c| start(c, after)).transpose()?
+            state
+                .collections
+                .get(name)
+                .map(|c| start(c, after))
+                .transpose()?
         };
         let (next, notify) = match found {
             Some(x) => x,
             None => {
                 let mut state = self.state.write();
                 let opened = state.opened;
-                let c = state.collections.entry(name.into()).or_insert_with(|| Collection::new(opened));
+                let c = state
+                    .collections
+                    .entry(name.into())
+                    .or_insert_with(|| Collection::new(opened));
                 start(c, after)?
             }
         };
-        Ok(Watch { memory: self.clone(), collection: name.into(), prefix: prefix.into(), next, after, notify })
+        Ok(Watch {
+            memory: self.clone(),
+            collection: name.into(),
+            prefix: prefix.into(),
+            next,
+            after,
+            notify,
+        })
     }
 
     /// Makes a durable batch visible, all of it at once. Only the writer calls this.
@@ -245,9 +308,13 @@ impl Memory {
                 state.revision = event.revision;
                 let name = collection(&event.entry.key);
                 if !state.collections.contains_key(name) {
-                    state.collections.insert(name.into(), Collection::new(state.opened));
+                    state
+                        .collections
+                        .insert(name.into(), Collection::new(state.opened));
                 }
-                let Some(c) = state.collections.get_mut(name) else { continue };
+                let Some(c) = state.collections.get_mut(name) else {
+                    continue;
+                };
                 if event.deleted {
                     c.entries.remove(&*event.entry.key);
                 } else {
@@ -292,7 +359,11 @@ impl Memory {
         let notifies: Vec<Arc<Notify>> = {
             let mut state = self.state.write();
             state.closed = true;
-            state.collections.values().map(|c| c.notify.clone()).collect()
+            state
+                .collections
+                .values()
+                .map(|c| c.notify.clone())
+                .collect()
         };
         for n in notifies {
             n.notify_waiters();
@@ -302,14 +373,25 @@ impl Memory {
 
 fn start(c: &Collection, after: u64) -> Result<(u64, Arc<Notify>), Error> {
     if after < c.since {
-        return Err(Error::Compacted { asked: after, oldest: c.since });
+        return Err(Error::Compacted {
+            asked: after,
+            oldest: c.since,
+        });
     }
     let skip = c.ring.partition_point(|r| r.event.revision <= after);
     Ok((c.first + skip as u64, c.notify.clone()))
 }
 
-fn below<'a>(entries: &'a BTreeSet<ByKey>, prefix: &'a str, start_after: &str) -> impl Iterator<Item = &'a Arc<Entry>> {
-    let from = if start_after >= prefix { Bound::Excluded(start_after) } else { Bound::Included(prefix) };
+fn below<'a>(
+    entries: &'a BTreeSet<ByKey>,
+    prefix: &'a str,
+    start_after: &str,
+) -> impl Iterator<Item = &'a Arc<Entry>> {
+    let from = if start_after >= prefix {
+        Bound::Excluded(start_after)
+    } else {
+        Bound::Included(prefix)
+    };
     entries
         .range::<str, _>((from, Bound::Unbounded))
         .map(|e| &e.0)
@@ -373,12 +455,19 @@ impl Watch {
     pub fn ready(&mut self) -> Result<Vec<Arc<Event>>, Error> {
         let memory = self.memory.clone();
         let state = memory.state.read();
-        let Some(c) = state.collections.get(&*self.collection) else { return Ok(Vec::new()) };
+        let Some(c) = state.collections.get(&*self.collection) else {
+            return Ok(Vec::new());
+        };
         if self.next < c.first {
-            return Err(Error::Compacted { asked: self.after, oldest: c.since });
+            return Err(Error::Compacted {
+                asked: self.after,
+                oldest: c.since,
+            });
         }
         let mut out = Vec::new();
-        let skip = usize::try_from(self.next - c.first).unwrap_or(usize::MAX).min(c.ring.len());
+        let skip = usize::try_from(self.next - c.first)
+            .unwrap_or(usize::MAX)
+            .min(c.ring.len());
         for r in c.ring.range(skip..) {
             self.next += 1;
             let e = &r.event;

@@ -58,7 +58,10 @@ pub struct Attributes(Box<str>);
 
 impl Attributes {
     /// Packs them. NUL, which neither labels nor fields of valid objects contain, is replaced.
-    pub fn new<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>, fields: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+    pub fn new<'a>(
+        labels: impl Iterator<Item = (&'a str, &'a str)>,
+        fields: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
         let mut s = String::new();
         let mut put = |mark: char, k: &str, v: &str| {
             s.push(mark);
@@ -247,12 +250,20 @@ impl Error {
     /// The API's answer. Conflicts are better mapped by who knows the object's kind and name.
     pub fn status(&self) -> Status {
         match self {
-            Self::Conflict(_) => Status::new(409, "Conflict", format!("Operation cannot be fulfilled: {self}")),
+            Self::Conflict(_) => Status::new(
+                409,
+                "Conflict",
+                format!("Operation cannot be fulfilled: {self}"),
+            ),
             Self::Compacted { asked, oldest } => {
                 Status::expired(format!("too old resource version: {asked} ({oldest})"))
             }
             Self::Future { asked, current } => {
-                let mut s = Status::new(504, "Timeout", format!("Too large resource version: {asked}, current: {current}"));
+                let mut s = Status::new(
+                    504,
+                    "Timeout",
+                    format!("Too large resource version: {asked}, current: {current}"),
+                );
                 s.details = serde_json::json!({
                     "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
                     "retryAfterSeconds": 1,
@@ -291,7 +302,12 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::Conflict`]; [`Error::Full`] and [`Error::Io`] when nothing could be written.
-    async fn write(&self, key: String, expect: Expect, value: Option<Bytes>) -> Result<Arc<Entry>, Error>;
+    async fn write(
+        &self,
+        key: String,
+        expect: Expect,
+        value: Option<Bytes>,
+    ) -> Result<Arc<Entry>, Error>;
 
     /// All writes below a prefix after a revision, in order, none missing. A revision that has not happened yet waits.
     ///
@@ -314,7 +330,11 @@ pub trait Store: Send + Sync + 'static {
 
 /// The collection of a key or prefix: `/group/plural/`; all of it when it has fewer elements.
 pub fn collection(key: &str) -> &str {
-    let mut slashes = key.bytes().enumerate().filter(|(_, b)| *b == b'/').map(|(i, _)| i);
+    let mut slashes = key
+        .bytes()
+        .enumerate()
+        .filter(|(_, b)| *b == b'/')
+        .map(|(i, _)| i);
     match slashes.nth(2) {
         Some(i) => &key[..=i],
         None => key,
@@ -329,17 +349,32 @@ mod tests {
     fn the_revision_is_spliced_in_and_replaced() {
         let raw = br#"{"metadata":{"name":"a"},"data":{}}"#;
         let one = splice(raw, None, 41);
-        assert_eq!(&one[..], br#"{"metadata":{"resourceVersion":"41","name":"a"},"data":{}}"#);
+        assert_eq!(
+            &one[..],
+            br#"{"metadata":{"resourceVersion":"41","name":"a"},"data":{}}"#
+        );
         let two = splice(&one, Some(41), 1000);
-        assert_eq!(&two[..], br#"{"metadata":{"resourceVersion":"1000","name":"a"},"data":{}}"#);
-        assert_eq!(&splice(br#"{"metadata":{}}"#, None, 3)[..], br#"{"metadata":{"resourceVersion":"3"}}"#);
+        assert_eq!(
+            &two[..],
+            br#"{"metadata":{"resourceVersion":"1000","name":"a"},"data":{}}"#
+        );
+        assert_eq!(
+            &splice(br#"{"metadata":{}}"#, None, 3)[..],
+            br#"{"metadata":{"resourceVersion":"3"}}"#
+        );
         assert_eq!(&splice(b"opaque", None, 3)[..], b"opaque");
     }
 
     #[test]
     fn attributes_are_found_again() {
-        let a = Attributes::new([("app", "web"), ("x", "")].into_iter(), [("spec.nodeName", "n=1")].into_iter());
-        assert_eq!((a.label("app"), a.label("x"), a.label("spec.nodeName")), (Some("web"), Some(""), None));
+        let a = Attributes::new(
+            [("app", "web"), ("x", "")].into_iter(),
+            [("spec.nodeName", "n=1")].into_iter(),
+        );
+        assert_eq!(
+            (a.label("app"), a.label("x"), a.label("spec.nodeName")),
+            (Some("web"), Some(""), None)
+        );
         assert_eq!(a.field("spec.nodeName"), Some("n=1"));
         assert_eq!(a.labels().count(), 2);
         assert_eq!(Attributes::default().labels().count(), 0);
@@ -349,8 +384,25 @@ mod tests {
     fn keys_name_their_collection_namespace_and_name() {
         assert_eq!(collection("/core/pods/a/b"), "/core/pods/");
         assert_eq!(collection("/core/pods/"), "/core/pods/");
-        let e = |k: &str| Entry { key: k.into(), value: Bytes::new(), revision: 1, attributes: Attributes::default() };
-        assert_eq!((e("/core/pods/a/b").namespace().to_string(), e("/core/pods/a/b").name().to_string()), ("a".into(), "b".into()));
-        assert_eq!((e("/core/nodes/n").namespace().to_string(), e("/core/nodes/n").name().to_string()), (String::new(), "n".into()));
+        let e = |k: &str| Entry {
+            key: k.into(),
+            value: Bytes::new(),
+            revision: 1,
+            attributes: Attributes::default(),
+        };
+        assert_eq!(
+            (
+                e("/core/pods/a/b").namespace().to_string(),
+                e("/core/pods/a/b").name().to_string()
+            ),
+            ("a".into(), "b".into())
+        );
+        assert_eq!(
+            (
+                e("/core/nodes/n").namespace().to_string(),
+                e("/core/nodes/n").name().to_string()
+            ),
+            (String::new(), "n".into())
+        );
     }
 }

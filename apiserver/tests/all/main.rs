@@ -1,8 +1,14 @@
 //! The API server over its tower service and over real TLS: requests in, answers out. One server for all tests, each test
 //! in its own namespace.
 
+mod access;
+mod admission;
+mod crash;
+mod client;
 mod harness;
+mod kubelet;
 mod reads;
+mod services;
 mod shapes;
 mod subresources;
 mod tls;
