@@ -7,24 +7,27 @@
 //! a Service needs nothing special but a masquerade. Neighbours are permanent on both sides: no ARP, no proxy_arp.
 
 mod ipam;
+mod node;
 mod node_ip;
 mod rules;
+mod types;
 
 pub use ipam::{Ipam, Record};
+pub use node::cleanup;
 pub use node_ip::node_ip;
 pub(crate) use rules::{hairpin, hairpin_set};
+pub use types::{HostPort, Netns, PodError, PodNetworkConfig, Protocol};
 
-use crate::Cidr;
-use crate::netlink::nft::{Element, Small, Transaction, Value, port_field};
+use crate::netlink::nft::{Element, Transaction};
 use crate::netlink::route::{self, VethEnd, devconf};
 use crate::netlink::{self, Messages, Socket};
+use node::{DOOMED, enable_forwarding, sweep, warn_of_neighbours};
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -34,170 +37,8 @@ pub const LINK_PREFIX: &str = "skiff";
 /// Hardware address of the host end of every pod's veth. Each is a link of its own, so all can have the same.
 const HOST_MAC: [u8; 6] = [0xee; 6];
 
-/// Link group of veths that are to go. The kernel takes tens of milliseconds to remove a link (it waits for readers),
-/// and as long for a whole group: so links of ended pods are put into this group and removed together.
-const DOOMED: u32 = 0x736b_6966;
 /// How long ended pods gather before their links are removed.
 const SWEEP_AFTER: Duration = Duration::from_millis(20);
-
-/// Why the pod network failed.
-#[derive(Debug, thiserror::Error)]
-pub enum PodError {
-    /// The kernel refused.
-    #[error(transparent)]
-    Netlink(#[from] netlink::Error),
-    /// A state file.
-    #[error("{path}: {1}; check the rights of the data directory and the space on its disk", path = .0.display())]
-    State(PathBuf, #[source] std::io::Error),
-    /// All addresses are taken.
-    #[error(
-        "no address is free in the pod network {0} ({1} are taken); give the node a larger pod CIDR"
-    )]
-    NoAddress(Cidr, usize),
-    /// An id that cannot be a file name.
-    #[error("{0:?} cannot be a sandbox id: letters, digits, '-', '_' and '.' only")]
-    SandboxId(String),
-    /// The namespace path.
-    #[error("the network namespace {path}: {1}", path = .0.display())]
-    Namespace(PathBuf, #[source] std::io::Error),
-    /// A host port that another pod has.
-    #[error("host port {0} is taken by sandbox {1}")]
-    HostPortTaken(String, String),
-    /// An address that cannot be put on record.
-    #[error(
-        "the address {0} is another pod's, or not of the pod network {1}; delete the pod, and it is made anew"
-    )]
-    Foreign(Ipv4Addr, Cidr),
-    /// Something of ours has been taken away.
-    #[error(
-        "{0} is gone: somebody has removed it; restart the server to set the pod network up again"
-    )]
-    Gone(String),
-    /// The network is too small.
-    #[error("the pod network {0} has no room for a gateway and a pod; use a /30 or larger")]
-    TooSmall(Cidr),
-    /// A kernel switch.
-    #[error("{0}: {1}; set it by hand (sysctl) and start again")]
-    Sysctl(&'static str, #[source] std::io::Error),
-    /// The background task was cancelled.
-    #[error("the work was cancelled because the process is stopping")]
-    Cancelled,
-}
-
-/// Transport protocols of ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Protocol {
-    /// TCP
-    Tcp,
-    /// UDP
-    Udp,
-    /// SCTP
-    Sctp,
-}
-
-impl Protocol {
-    /// The IP protocol number.
-    pub fn number(self) -> u8 {
-        match self {
-            Protocol::Tcp => 6,
-            Protocol::Udp => 17,
-            Protocol::Sctp => 132,
-        }
-    }
-
-    /// `TCP`, `UDP` or `SCTP`; None for anything else.
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "TCP" => Some(Protocol::Tcp),
-            "UDP" => Some(Protocol::Udp),
-            "SCTP" => Some(Protocol::Sctp),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn field(self) -> [u8; 4] {
-        [self.number(), 0, 0, 0]
-    }
-}
-
-/// A port of the node that leads to a port of the pod (CRI PortMapping).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HostPort {
-    /// Only this address of the node; None for all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host_ip: Option<Ipv4Addr>,
-    /// Port of the node.
-    pub host_port: u16,
-    /// Port of the pod.
-    pub container_port: u16,
-    /// Protocol of both.
-    pub protocol: Protocol,
-}
-
-impl HostPort {
-    fn front(&self) -> (Ipv4Addr, Protocol, u16) {
-        let ip = self.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        (ip, self.protocol, self.host_port)
-    }
-
-    fn element(&self, pod: Ipv4Addr) -> Element {
-        let (ip, protocol, port) = self.front();
-        Element {
-            key: Small::fields(&[ip.octets(), protocol.field(), port_field(port)]),
-            value: Some(Value::Bytes(Small::fields(&[
-                pod.octets(),
-                port_field(self.container_port),
-            ]))),
-        }
-    }
-}
-
-/// What the pod network needs to know.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PodNetworkConfig {
-    /// Where allocations are remembered (`<data dir>/agent/network`).
-    pub state_dir: PathBuf,
-    /// This node's pods (10.42.0.0/24).
-    pub pod_cidr: Cidr,
-    /// Every node's pods (10.42.0.0/16): traffic that stays inside is not masqueraded.
-    pub cluster_cidr: Cidr,
-    /// Cluster IPs (10.43.0.0/16): local processes need a route to them for the proxy to act on.
-    pub service_cidr: Cidr,
-    /// The bridge that carries the gateway address (`skiff0`).
-    pub bridge: String,
-    /// MTU of pods in bytes; 0 takes that of the interface with the default route.
-    pub mtu: u32,
-    /// Name of the nft table (`skiff-pods`).
-    pub table: String,
-}
-
-impl PodNetworkConfig {
-    /// The defaults of design.md below a state directory.
-    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            state_dir: state_dir.into(),
-            pod_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 24),
-            cluster_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16),
-            service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16),
-            bridge: format!("{LINK_PREFIX}0"),
-            mtu: 0,
-            table: format!("{LINK_PREFIX}-pods"),
-        }
-    }
-}
-
-/// What `node.json` remembers, so that `skiff reset` can undo it in another process.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct NodeState {
-    #[serde(flatten)]
-    config: PodNetworkConfig,
-    /// net.ipv4.ip_forward before us, when we changed it.
-    #[serde(default)]
-    ip_forward_was: Option<String>,
-}
 
 struct State {
     route: Socket,
@@ -219,47 +60,6 @@ struct Inner {
 #[derive(Clone)]
 pub struct PodNetwork {
     inner: Arc<Inner>,
-}
-
-/// A pod's network namespace.
-#[derive(Debug)]
-pub enum Netns {
-    /// `/proc/<pid>/ns/net` or a bind mount of it.
-    Path(PathBuf),
-    /// An open descriptor of it.
-    Fd(OwnedFd),
-}
-
-impl From<PathBuf> for Netns {
-    fn from(path: PathBuf) -> Self {
-        Netns::Path(path)
-    }
-}
-impl From<&Path> for Netns {
-    fn from(path: &Path) -> Self {
-        Netns::Path(path.to_path_buf())
-    }
-}
-impl From<&str> for Netns {
-    fn from(path: &str) -> Self {
-        Netns::Path(path.into())
-    }
-}
-impl From<OwnedFd> for Netns {
-    fn from(fd: OwnedFd) -> Self {
-        Netns::Fd(fd)
-    }
-}
-
-impl Netns {
-    fn open(self) -> Result<OwnedFd, PodError> {
-        match self {
-            Netns::Fd(fd) => Ok(fd),
-            Netns::Path(path) => std::fs::File::open(&path)
-                .map(OwnedFd::from)
-                .map_err(|e| PodError::Namespace(path, e)),
-        }
-    }
 }
 
 /// Name of the host end of a sandbox's veth: 15 characters, the same for the same id.
@@ -669,12 +469,6 @@ impl Inner {
     }
 }
 
-fn sweep(socket: &mut Socket) -> Result<(), PodError> {
-    let mut m = Messages::new();
-    route::delete_group(&mut m, DOOMED);
-    Ok(socket.send_all(m)?)
-}
-
 fn taken_port(ipam: &Ipam, id: &str, ports: &[HostPort]) -> Result<(), PodError> {
     for (other, record) in ipam.records().filter(|(other, _)| *other != id) {
         for port in ports {
@@ -704,121 +498,6 @@ fn configure_pod(address: Ipv4Addr, gateway: Ipv4Addr) -> Result<(), PodError> {
     route::permanent_neighbour(&mut m, index, gateway, HOST_MAC);
     route::default_route(&mut m, gateway, index);
     Ok(socket.send_all(m)?)
-}
-
-const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
-
-/// Turns forwarding on and remembers in `node.json` what it was, before changing it.
-fn enable_forwarding(config: &PodNetworkConfig) -> Result<(), PodError> {
-    let fail = |e| PodError::Sysctl("net.ipv4.ip_forward", e);
-    let now = std::fs::read_to_string(IP_FORWARD).map_err(fail)?;
-    let file = config.state_dir.join("node.json");
-    let before = read_node_state(&config.state_dir).and_then(|s| s.ip_forward_was);
-    let off = now.trim() == "0";
-    let state = NodeState {
-        config: config.clone(),
-        ip_forward_was: before.or_else(|| off.then(|| now.trim().to_string())),
-    };
-    let bytes = serde_json::to_vec_pretty(&state).unwrap_or_default();
-    std::fs::write(&file, bytes).map_err(|e| PodError::State(file, e))?;
-    if off {
-        std::fs::write(IP_FORWARD, "1").map_err(fail)?;
-    }
-    Ok(())
-}
-
-fn read_node_state(state_dir: &Path) -> Option<NodeState> {
-    let bytes = std::fs::read(state_dir.join("node.json")).ok()?;
-    serde_json::from_slice(&bytes).ok()
-}
-
-/// Removes what a [`PodNetwork`] of this state directory made, from another process (`skiff reset`). A directory
-/// without state is no error.
-///
-/// # Errors
-/// The first refusal; the rest is removed all the same.
-pub fn cleanup(state_dir: &Path) -> Result<(), PodError> {
-    let Some(node) = read_node_state(state_dir) else {
-        return Ok(());
-    };
-    let config = &node.config;
-    let mut socket = Socket::route()?;
-    let mut first_error = None;
-    let mut note = |r: Result<(), PodError>| {
-        if let Err(e) = r {
-            first_error.get_or_insert(e);
-        }
-    };
-    note(sweep(&mut socket));
-    let ours = format!(" of {}", state_dir.display());
-    let mut names: Vec<String> = Ipam::open(state_dir, config.pod_cidr)?
-        .records()
-        .map(|(id, _)| host_link_name(id))
-        .collect();
-    names.extend(
-        socket
-            .links()?
-            .into_iter()
-            .filter(|l| l.alias.as_deref().is_some_and(|a| a.ends_with(&ours)))
-            .map(|l| l.name),
-    );
-    names.push(config.bridge.clone());
-    for name in names {
-        let mut m = Messages::new();
-        route::delete_link(&mut m, &name);
-        note(socket.send_all(m).map_err(PodError::from));
-    }
-    let mut m = Messages::new();
-    route::delete_route(&mut m, config.pod_cidr.address(), config.pod_cidr.prefix());
-    note(socket.send_all(m).map_err(PodError::from));
-    note(
-        Socket::netfilter()
-            .and_then(|mut nft| nft.remove_table(&config.table))
-            .map_err(PodError::from),
-    );
-    if let Some(was) = &node.ip_forward_was {
-        note(
-            std::fs::write(IP_FORWARD, was).map_err(|e| PodError::Sysctl("net.ipv4.ip_forward", e)),
-        );
-    }
-    match first_error {
-        Some(e) => Err(e),
-        None => std::fs::remove_dir_all(state_dir)
-            .map_err(|e| PodError::State(state_dir.to_path_buf(), e)),
-    }
-}
-
-/// Notes what other programs of this machine do that can keep pods from being reached. Theirs to mend.
-fn warn_of_neighbours(config: &PodNetworkConfig, route: &mut Socket, nft: &mut Socket) {
-    const FORWARD: u32 = 2;
-    for chain in nft.base_chains().unwrap_or_default() {
-        if chain.hook == FORWARD && chain.drops && chain.table != config.table {
-            tracing::warn!(
-                table = %chain.table, chain = %chain.name, pods = %config.cluster_cidr,
-                "a firewall of this machine drops forwarded packets by default; pods are cut off unless it accepts their network"
-            );
-        }
-    }
-    let ours: HashSet<u32> = route
-        .links()
-        .unwrap_or_default()
-        .iter()
-        .filter(|l| l.name == config.bridge || l.alias.is_some())
-        .map(|l| l.index)
-        .collect();
-    for r in route.routes().unwrap_or_default() {
-        let other = Cidr::new(r.destination, r.prefix);
-        let mine =
-            r.protocol == route::RTPROT_SKIFF || r.interface.is_some_and(|i| ours.contains(&i));
-        for (what, cidr) in [("pod", config.pod_cidr), ("service", config.service_cidr)] {
-            if r.prefix > 0 && !mine && cidr.overlaps(&other) {
-                tracing::warn!(
-                    network = %cidr, route = %other,
-                    "the {what} network overlaps a route of this machine; choose another with --cluster-cidr or --service-cidr"
-                );
-            }
-        }
-    }
 }
 
 #[cfg(test)]
