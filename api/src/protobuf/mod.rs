@@ -112,7 +112,7 @@ fn next<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u64, Wire<'a>)>, Status> {
 }
 
 /// All fields of a message that have a tag, as bytes.
-fn bytes_of<'a>(mut message: &'a [u8], tag: u64) -> Result<Vec<&'a [u8]>, Status> {
+fn bytes_of(mut message: &[u8], tag: u64) -> Result<Vec<&[u8]>, Status> {
     let mut out = Vec::new();
     while let Some((t, wire)) = next(&mut message)? {
         if let (true, Wire::Bytes(b)) = (t == tag, wire) {

@@ -50,9 +50,12 @@ impl Aggregated {
     }
 }
 
-/// Groups in order, each with its versions in order and their rows.
-fn groups(table: &Table) -> Vec<(String, Vec<(String, Vec<Arc<Row>>)>)> {
-    let mut groups: Vec<(String, Vec<(String, Vec<Arc<Row>>)>)> = Vec::new();
+/// A group's versions in order, each with its rows.
+type Versions = Vec<(String, Vec<Arc<Row>>)>;
+
+/// Groups in order, with their versions.
+fn groups(table: &Table) -> Vec<(String, Versions)> {
+    let mut groups: Vec<(String, Versions)> = Vec::new();
     for row in table.rows() {
         let g = match groups.iter().position(|(g, _)| *g == row.group) {
             Some(i) => i,

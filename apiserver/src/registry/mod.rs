@@ -88,7 +88,8 @@ pub async fn handle(app: &Arc<App>, row: Arc<Row>, mut request: Request) -> Answ
     let options = Options::parse(request.query())?;
     let accept = negotiate::accept(&request.parts.headers, options.pretty, true)?;
     let info = std::mem::take(&mut request.info);
-    if !row.namespaced() && !info.namespace.is_empty() && !(row.group.is_empty() && row.plural == "namespaces") {
+    let is_namespaces = row.storage == "core/namespaces";
+    if !row.namespaced() && !info.namespace.is_empty() && !is_namespaces {
         return Err(Status::no_route());
     }
     // The namespaces resource has its name in the namespace's place, for authorization.

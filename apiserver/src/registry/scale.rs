@@ -1,6 +1,6 @@
 //! The `scale` subresource: an `autoscaling/v1` Scale seen through a workload's spec.replicas.
 
-use super::update::update_object;
+use super::update::update_object_as;
 use super::{Call, Written, form, input, meta};
 use crate::http::{Answer, respond};
 use serde_json::{Value, json};
@@ -115,7 +115,7 @@ pub async fn update(call: &Call, body: &[u8]) -> Answer {
     check(call, &scale)?;
     let given = meta::text(&scale, "resourceVersion").to_string();
     let mut warnings = Vec::new();
-    let written = update_object(&call.target(), &mut warnings, !given.is_empty(), |old| apply(call, old, &scale)).await?;
+    let written = update_object_as(&call.target(), Some(&call.manager()), &mut warnings, !given.is_empty(), |old| apply(call, old, &scale)).await?;
     answer(call, &written, &warnings)
 }
 
@@ -125,7 +125,7 @@ pub async fn update(call: &Call, body: &[u8]) -> Answer {
 /// 400, 404, 409, 422.
 pub async fn patch(call: &Call, change: impl Fn(&Value) -> Result<Value, Status>) -> Answer {
     let mut warnings = Vec::new();
-    let written = update_object(&call.target(), &mut warnings, false, |old| {
+    let written = update_object_as(&call.target(), Some(&call.manager()), &mut warnings, false, |old| {
         let scale = change(&scale_of(old))?;
         check(call, &scale)?;
         apply(call, old, &scale)

@@ -7,6 +7,7 @@ mod crash;
 mod client;
 mod harness;
 mod kubelet;
+mod memory;
 mod reads;
 mod services;
 mod shapes;
