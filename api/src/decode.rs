@@ -174,15 +174,50 @@ pub fn yaml_to_value(text: &str) -> Result<Value, String> {
     }
 }
 
+/// Parses a file of YAML documents (JSON too) without a schema; empty documents are left out.
+pub fn yaml_documents(text: &str) -> Result<Vec<Value>, String> {
+    let documents: Vec<Document> = serde_saphyr::from_multiple_with_options(text, yaml_options())
+        .map_err(|e| e.to_string())?;
+    Ok(documents.into_iter().map(|d| d.0).collect())
+}
+
+/// A YAML document as free JSON; duplicate keys are an error.
+struct Document(Value);
+
+impl<'de> serde::Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
+        let ctx = Context::new(true);
+        ctx.borrow_mut().whole_floats = true;
+        let seed = Seed {
+            ty: SeedType::Typed(&Type::Any),
+            ctx: &ctx,
+        };
+        let v = seed.deserialize(de)?;
+        match ctx.into_inner().strict.first() {
+            Some(e) => Err(serde::de::Error::custom(e)),
+            None => Ok(Self(v.unwrap_or(Value::Null))),
+        }
+    }
+}
+
 fn yaml(text: &str, seed: Seed<'_>) -> Result<Option<Value>, String> {
+    seed.ctx.borrow_mut().whole_floats = true;
+    serde_saphyr::with_deserializer_from_str_with_options(text, yaml_options(), |de| {
+        seed.deserialize(de)
+    })
+    .map_err(|e| e.to_string())
+}
+
+/// YAML as sigs.k8s.io/yaml reads it: 0644 is octal, yes and on are booleans; duplicates are counted by the seed.
+fn yaml_options() -> serde_saphyr::Options {
     let mut options = serde_saphyr::Options::default();
     options.duplicate_keys = serde_saphyr::DuplicateKeyPolicy::PassThrough;
+    options.legacy_octal_numbers = true;
     options.with_snippet = false;
     if let Some(b) = options.budget.as_mut() {
         b.max_depth = 128;
     }
-    serde_saphyr::with_deserializer_from_str_with_options(text, options, |de| seed.deserialize(de))
-        .map_err(|e| e.to_string())
+    options
 }
 
 /// A body that is no object of any kind.
@@ -339,6 +374,8 @@ struct Context {
     strict: Vec<String>,
     /// Report duplicates inside free JSON.
     free_duplicates: bool,
+    /// Whole floats are integers: YAML becomes JSON first upstream, and there 8.0 is written 8.
+    whole_floats: bool,
 }
 
 impl Context {
@@ -350,6 +387,7 @@ impl Context {
             mismatch: None,
             strict: Vec::new(),
             free_duplicates,
+            whole_floats: false,
         })
     }
 
@@ -632,6 +670,9 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let Some(n) = Number::from_f64(v) else {
             return Ok(self.wrong("number"));
         };
+        if self.ctx.borrow().whole_floats && v.fract() == 0.0 && v.abs() < 1e15 {
+            return Ok(self.number(v as i128));
+        }
         Ok(match self.ty {
             SeedType::Typed(Type::Double | Type::Any) => Some(Value::Number(n)),
             SeedType::Typed(Type::Quantity) => self.quantity(&n.to_string()),
@@ -1119,6 +1160,16 @@ mod tests {
                 .contains("duplicate field \"metadata.name\"")
         );
         assert!(decode(b"a: [", "application/yaml", &e, Strictness::Warn).is_err());
+        assert_eq!(
+            yaml_documents(
+                "---\n# nothing\n---\nmode: 0644\non: \"0644\"\n---\n{\"b\": [0x10, 1.5, 08]}\n"
+            ),
+            Ok(vec![
+                json!({"mode": 420, "on": "0644"}),
+                json!({"b": [16, 1.5, 8]})
+            ])
+        );
+        assert!(yaml_documents("a: 1\na: 2\n").is_err());
         assert_eq!(
             yaml_to_value("a: 1\nb: [x, null]\n1: z\n"),
             Ok(json!({"a": 1, "b": ["x", null], "1": "z"}))

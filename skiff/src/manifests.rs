@@ -95,8 +95,7 @@ fn read(dir: &Path) -> Vec<(String, String)> {
 
 /// The objects of a manifest: YAML documents, Lists taken apart.
 fn objects(text: &str) -> Result<Vec<Value>> {
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).map_err(|e| anyhow::anyhow!("{e}"))?;
+    let documents = skiff_api::decode::yaml_documents(text).map_err(|e| anyhow::anyhow!("{e}"))?;
     let mut out = Vec::new();
     for d in documents {
         match d {
