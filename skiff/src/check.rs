@@ -50,17 +50,13 @@ pub fn look(data_dir: &Path) -> Vec<Finding> {
         &read("/sys/fs/cgroup/cgroup.controllers"),
     ));
     out.push(seccomp(&read("/proc/self/status")));
-    out.push(nftables(
-        &read("/proc/net/netfilter/nf_log"),
-        module("nf_tables"),
-        &read("/proc/modules"),
-    ));
-    for (name, what) in [
-        ("veth", "pairs of interfaces for pods"),
-        ("bridge", "the bridge that pods are on"),
-    ] {
-        out.push(driver(name, what, module(name)));
-    }
+    out.extend(skiff_network::probe::probe().into_iter().map(|f| {
+        finding(
+            f.what,
+            f.missing
+                .map_or(State::Good("tried, works".into()), State::Missing),
+        )
+    }));
     out.push(forwarding(&read("/proc/sys/net/ipv4/ip_forward")));
     out.push(capabilities(&read("/proc/self/status")));
     out.push(space(data_dir));
@@ -192,30 +188,6 @@ fn seccomp(status: &str) -> Finding {
             State::Good("yes".into())
         } else {
             State::Less("the kernel has no seccomp filters: containers run without them".into())
-        },
-    )
-}
-
-fn nftables(nf_log: &str, module: Option<bool>, modules: &str) -> Finding {
-    finding(
-        "nftables",
-        if !nf_log.is_empty() || module == Some(true) || modules.contains("nf_tables ") {
-            State::Good("yes".into())
-        } else {
-            State::Missing("Services need it; run: modprobe nf_tables".into())
-        },
-    )
-}
-
-fn driver(name: &str, what: &str, module: Option<bool>) -> Finding {
-    finding(
-        &format!("{name} ({what})"),
-        match module {
-            Some(true) => State::Good("yes".into()),
-            Some(false) => State::Missing(format!("run: modprobe {name}")),
-            None => State::Good(
-                "not to be seen from here; built into most kernels without modules".into(),
-            ),
         },
     )
 }

@@ -1,11 +1,43 @@
 //! Joins crates that must not know each other: the runtime's pod network is the network crate's. Only translates.
 
+use anyhow::Context;
 use skiff_network as network;
 use skiff_runtime as runtime;
 use std::net::IpAddr;
+use std::sync::Mutex;
 
 /// The node's pod network, as the runtime wants it.
-pub struct BridgeNetwork(pub network::PodNetwork);
+pub struct BridgeNetwork {
+    pods: network::PodNetwork,
+    live: Mutex<Vec<String>>,
+}
+
+impl BridgeNetwork {
+    /// Over an open pod network.
+    pub fn new(pods: network::PodNetwork) -> Self {
+        Self {
+            pods,
+            live: Mutex::default(),
+        }
+    }
+
+    /// Gives addresses back of sandboxes that the runtime did not find again. Call it once the runtime has started.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub async fn forget_the_dead(&self) -> anyhow::Result<()> {
+        let live = std::mem::take(
+            &mut *self
+                .live
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
+        self.pods
+            .retain(live)
+            .await
+            .context("addresses of pods that are gone")
+    }
+}
 
 fn ports(request: &runtime::PodNetworkRequest) -> Vec<network::HostPort> {
     request
@@ -36,14 +68,14 @@ impl runtime::PodNetwork for BridgeNetwork {
     ) -> Result<runtime::PodNetworkStatus, String> {
         let ports = ports(&request);
         let ips = self
-            .0
+            .pods
             .attach(&request.sandbox_id, request.netns.clone(), &ports)
             .await
             .map_err(|e| format!("pod network of {}/{}: {e}", request.namespace, request.name))?;
         Ok(runtime::PodNetworkStatus { ips })
     }
     async fn detach(&self, request: runtime::PodNetworkRequest) -> Result<(), String> {
-        self.0
+        self.pods
             .detach(&request.sandbox_id)
             .await
             .map_err(|e| e.to_string())
@@ -53,22 +85,19 @@ impl runtime::PodNetwork for BridgeNetwork {
         request: runtime::PodNetworkRequest,
         status: runtime::PodNetworkStatus,
     ) -> Result<(), String> {
-        // Addresses are remembered on disk by sandbox; a pod without one lost it to a deleted state directory.
-        let known = self
-            .0
-            .attached()
-            .iter()
-            .any(|(id, _)| *id == request.sandbox_id);
-        if known || status.ips.is_empty() {
-            Ok(())
-        } else {
-            Err(format!(
-                "the address of pod {}/{} is not on record",
-                request.namespace, request.name
-            ))
-        }
+        self.live
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(request.sandbox_id.clone());
+        let Some(IpAddr::V4(ip)) = status.ips.first() else {
+            return Ok(());
+        };
+        self.pods
+            .restore(&request.sandbox_id, *ip, &ports(&request))
+            .await
+            .map_err(|e| format!("pod network of {}/{}: {e}", request.namespace, request.name))
     }
     async fn ready(&self) -> Result<(), String> {
-        Ok(())
+        self.pods.ready().await.map_err(|e| e.to_string())
     }
 }

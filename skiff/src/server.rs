@@ -78,11 +78,13 @@ pub async fn run(args: ServerArgs) -> Result<()> {
         (None, None) => detected(Some(Ipv4Addr::LOCALHOST))?,
     };
 
-    let runtime = match &pods {
-        Some(p) => Some(runtime_config(&dir, &args, p)),
-        None => None,
-    };
-    let started_runtime = runtime.map(|c| tokio::spawn(skiff_runtime::start(c, stop.clone())));
+    let bridge = pods.clone().map(|p| Arc::new(BridgeNetwork::new(p)));
+    let started_runtime = bridge.clone().map(|b| {
+        tokio::spawn(skiff_runtime::start(
+            runtime_config(&dir, &args, b),
+            stop.clone(),
+        ))
+    });
 
     let api = skiff_apiserver::serve(
         skiff_apiserver::Config {
@@ -142,8 +144,9 @@ pub async fn run(args: ServerArgs) -> Result<()> {
         stop.clone(),
     ));
 
-    if let (Some(pods), Some(started)) = (pods, started_runtime) {
+    if let (Some(pods), Some(bridge), Some(started)) = (pods, bridge, started_runtime) {
         let runtime = started.await.context("the runtime's start was cut off")??;
+        bridge.forget_the_dead().await?;
         if on("service-proxy") {
             let settings = proxy_config(&node_name, cluster_cidr, service_cidr, dns)?;
             let (i, s) = (informers.clone(), stop.clone());
@@ -307,11 +310,11 @@ fn pod_network(
 fn runtime_config(
     dir: &Path,
     args: &ServerArgs,
-    pods: &network::PodNetwork,
+    pods: Arc<BridgeNetwork>,
 ) -> skiff_runtime::Config {
     skiff_runtime::Config {
         registries: args.private_registry.clone(),
-        network: Arc::new(BridgeNetwork(pods.clone())),
+        network: pods,
         ..skiff_runtime::Config::new(&paths::runtime(dir), &paths::cgroup(dir))
     }
 }
