@@ -143,7 +143,7 @@ fn other(app: &App, request: &Request) -> Answer {
         ["metrics"] => Ok(health::metrics(app)),
         ["openapi", "v2"] => openapi::v2(app, &parts.headers),
         ["openapi", "v3"] => Ok(openapi::v3_index(app)),
-        ["openapi", "v3", rest @ ..] => openapi::v3(app, &rest.join("/"), &parts.headers),
+        ["openapi", "v3", rest @ ..] => openapi::v3(app, &rest.join("/"), request.query(), &parts.headers),
         ["api"] | ["apis"] => {
             let core = elements[0] == "api";
             if let Some(v) = discovery::Aggregated::asked(&parts.headers) {

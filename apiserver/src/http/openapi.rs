@@ -59,13 +59,14 @@ fn takes_json(headers: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// 404 of a group version that is not served, 406 for protobuf alone.
-pub fn v3(app: &App, path: &str, headers: &HeaderMap) -> Answer {
+pub fn v3(app: &App, path: &str, query: &str, headers: &HeaderMap) -> Answer {
     let all = by_path(app);
     let rows = all.get(path).ok_or_else(Status::no_route)?;
     if !takes_json(headers) {
         return Err(super::negotiate::not_acceptable());
     }
-    let etag = format!("\"{}\"", hash(path, rows));
+    let hash = hash(path, rows);
+    let etag = format!("\"{hash}\"");
     let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains(&etag));
     let mut r = if known {
         respond::bytes(304, "application/json", Body::empty())
@@ -77,6 +78,10 @@ pub fn v3(app: &App, path: &str, headers: &HeaderMap) -> Answer {
         r.headers_mut().insert(header::ETAG, v);
     }
     r.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    if query.split('&').any(|p| p.strip_prefix("hash=") == Some(hash.as_str())) {
+        // A document that was asked for by its hash never changes: kubectl keeps it on disk and does not ask again.
+        r.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable, max-age=31536000"));
+    }
     Ok(r)
 }
 

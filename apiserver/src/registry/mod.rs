@@ -143,39 +143,39 @@ fn deprecation(row: &Row) -> Option<String> {
         .then(|| "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_string())
 }
 
-async fn dispatch(call: Call, verb: &'static str, slot: &mut Body) -> Answer {
-    let mut body = async || input::body_of(&call.headers, slot).await;
-    match (verb, call.subresource.as_str()) {
-        ("list", "") => list::list(&call),
-        ("watch", "") => watch::watch(call),
-        ("create", "") => {
-            let bytes = body().await?;
-            create::create(&call, &bytes).await
-        }
-        ("get", "scale") => scale::get(&call),
-        ("get", _) => get::get(&call),
-        ("update", "scale") => {
-            let bytes = body().await?;
-            scale::update(&call, &bytes).await
-        }
-        ("update", _) => {
-            let bytes = body().await?;
-            update::update(&call, &bytes).await
-        }
-        ("patch", _) => {
-            let bytes = body().await?;
-            patch::patch(&call, &bytes).await
-        }
-        ("delete", "") => {
-            let bytes = body().await?;
-            delete::delete(&call, &bytes).await
-        }
-        ("deletecollection", "") => {
-            let bytes = body().await?;
-            deletecollection::deletecollection(&call, &bytes).await
-        }
-        (verb, sub) => Err(Status::not_implemented(format!("{verb} of {}/{sub}", call.row.plural))),
+/// Runs a write to its end even when the client goes away: a write that is dropped half-way may have happened, and what
+/// was reserved for it must not be given back then.
+async fn complete(write: impl Future<Output = Answer> + Send + 'static) -> Answer {
+    match tokio::spawn(write).await {
+        Ok(answer) => answer,
+        Err(e) => match e.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Status::service_unavailable("the server is stopping")),
+        },
     }
+}
+
+async fn dispatch(call: Call, verb: &'static str, slot: &mut Body) -> Answer {
+    match (verb, call.subresource.as_str()) {
+        ("list", "") => return list::list(&call),
+        ("watch", "") => return watch::watch(call),
+        ("get", "scale") => return scale::get(&call),
+        ("get", _) => return get::get(&call),
+        _ => {}
+    }
+    let body = input::body_of(&call.headers, slot).await?;
+    complete(async move {
+        match (verb, call.subresource.as_str()) {
+            ("create", "") => create::create(&call, &body).await,
+            ("update", "scale") => scale::update(&call, &body).await,
+            ("update", _) => update::update(&call, &body).await,
+            ("patch", _) => patch::patch(&call, &body).await,
+            ("delete", "") => delete::delete(&call, &body).await,
+            ("deletecollection", "") => deletecollection::deletecollection(&call, &body).await,
+            (verb, sub) => Err(Status::not_implemented(format!("{verb} of {}/{sub}", call.row.plural))),
+        }
+    })
+    .await
 }
 
 /// What a write is aimed at; callers inside the server make one without a request.
