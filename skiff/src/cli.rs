@@ -139,6 +139,9 @@ pub struct ImageArgs {
         default_value = "/var/lib/skiff"
     )]
     pub data_dir: PathBuf,
+    /// Registries' mirrors, credentials and certificates
+    #[arg(long, global = true, default_value = "/etc/skiff/registries.yaml")]
+    pub private_registry: PathBuf,
     /// What to do
     #[command(subcommand)]
     pub command: ImageCommand,
@@ -166,6 +169,20 @@ pub enum ImageCommand {
         /// The archives
         #[arg(required = true)]
         files: Vec<PathBuf>,
+    },
+    /// Pull images from their registries
+    Pull {
+        /// Names
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Write an image to an archive that can be imported
+    Save {
+        /// Name or digest
+        image: String,
+        /// The archive (`-` is standard output)
+        #[arg(short, long)]
+        file: PathBuf,
     },
     /// List images
     Ls,

@@ -4,6 +4,7 @@ use crate::cli::{ImageArgs, ImageCommand};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use skiff_runtime::images::build::BuildOptions;
+use skiff_runtime::images::pull::Credentials;
 use skiff_runtime::images::registries::Registries;
 use skiff_runtime::images::{ImageRecord, cmd};
 use std::collections::BTreeMap;
@@ -32,7 +33,13 @@ pub async fn run(args: ImageArgs) -> Result<()> {
                 epoch: None,
             };
             let (bar, progress) = progress();
-            let built = cmd::build(&dir, options, Registries::default(), progress).await;
+            let built = cmd::build(
+                &dir,
+                options,
+                Registries::load(&args.private_registry)?,
+                progress,
+            )
+            .await;
             bar.finish_and_clear();
             let built = built?;
             println!(
@@ -56,6 +63,21 @@ pub async fn run(args: ImageArgs) -> Result<()> {
                     println!("imported {names} ({}, {})", short(&image), size(image.size));
                 }
             }
+        }
+        ImageCommand::Pull { images } => {
+            for name in images {
+                let (bar, progress) = progress();
+                let registries = Registries::load(&args.private_registry)?;
+                let pulled =
+                    cmd::pull(&dir, &name, Credentials::default(), registries, progress).await;
+                bar.finish_and_clear();
+                let image = pulled?;
+                println!("pulled {name} ({}, {})", short(&image), size(image.size));
+            }
+        }
+        ImageCommand::Save { image, file } => {
+            cmd::save(&dir, &image, &file).await?;
+            eprintln!("saved {image} to {}", file.display());
         }
         ImageCommand::Ls => print!(
             "{}",
