@@ -198,10 +198,8 @@ pub async fn log(app: &Arc<App>, request: Request) -> Answer {
         };
         match k.as_str() {
             "container" => asked = v,
-            "follow" | "previous" | "timestamps" => {
-                if truthy(&v) && !v.is_empty() {
-                    let _ = write!(query, "&{k}=true");
-                }
+            "follow" | "previous" | "timestamps" if truthy(&v) && !v.is_empty() => {
+                let _ = write!(query, "&{k}=true");
             }
             "tailLines" => {
                 let n = number()?;

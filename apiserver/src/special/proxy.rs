@@ -213,7 +213,10 @@ pub async fn service(app: &Arc<App>, request: Request) -> Answer {
     } else {
         ports
             .iter()
-            .find(|p| text(p, &["name"]) == id.port || p["port"].to_string() == id.port)
+            .find(|p| {
+                text(p, &["name"]) == id.port
+                    || p["port"].as_u64().is_some_and(|n| id.port.parse() == Ok(n))
+            })
     };
     let unavailable =
         || Status::service_unavailable(format!("no endpoints available for service {given:?}"));

@@ -38,7 +38,10 @@ async fn put(s: &dyn Store, name: &str, text: &str) -> Arc<Entry> {
         .expect("a write without expectation")
 }
 
-fn shown(entries: &[Arc<Entry>]) -> Vec<(String, String, u64)> {
+/// Name, text and revision of entries.
+type Shown = Vec<(String, String, u64)>;
+
+fn shown(entries: &[Arc<Entry>]) -> Shown {
     entries
         .iter()
         .map(|e| (e.name().to_string(), text(e), e.revision))
@@ -229,7 +232,7 @@ pub async fn ranges_are_cut_and_filtered(open: Open<'_>) {
 /// Ranges at an older revision are as they were then.
 pub async fn old_revisions_can_be_read(open: Open<'_>) {
     let s = open();
-    let mut then: Vec<(u64, Vec<(String, String, u64)>)> = Vec::new();
+    let mut then: Vec<(u64, Shown)> = Vec::new();
     let mut random = StdRng::seed_from_u64(7);
     for i in 0..60 {
         let n = ["a", "b", "c", "d", "e"][random.random_range(0..5)];

@@ -249,7 +249,7 @@ impl Memory {
         let mut now = below(&c.entries, range.prefix, range.start_after)
             .filter(|e| !then.contains_key(&*e.key))
             .peekable();
-        let mut old = then.iter().filter_map(|(_, e)| *e).peekable();
+        let mut old = then.values().filter_map(|e| *e).peekable();
         let merged = std::iter::from_fn(|| match (now.peek(), old.peek()) {
             (Some(a), Some(b)) if a.key < b.key => now.next(),
             (_, Some(_)) => old.next(),
