@@ -21,6 +21,7 @@ use k8s_openapi::api::{
     scheduling::v1 as scheduling,
     storage::v1 as storage,
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 
 type Root = fn(&mut SchemaGenerator);
@@ -181,6 +182,10 @@ const ROOTS: &[(&str, Root)] = &[
     (
         "io.k8s.api.storage.v1.VolumeAttachment",
         root::<storage::VolumeAttachment>,
+    ),
+    (
+        "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
+        root::<apiextensions::CustomResourceDefinition>,
     ),
     (
         "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
