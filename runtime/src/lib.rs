@@ -222,7 +222,7 @@ pub async fn start(config: Config, cancel: CancellationToken) -> Result<Running,
     })??;
     let socket = config.socket.clone();
     let state = config.state.clone();
-    let runtime = cri::Runtime::open(config, store.clone())
+    let runtime = cri::Runtime::open(config, store.clone(), cancel.clone())
         .await
         .map_err(io_error(format!(
             "open the runtime's state in {}",
@@ -237,6 +237,7 @@ pub async fn start(config: Config, cancel: CancellationToken) -> Result<Running,
     let image_service = CriImageService::new(store.clone(), Puller::new(store.clone(), registries));
     // Names of images and environments may be long; 16 MiB of exec output is the largest answer.
     let limit = 64 << 20;
+    let ended = cancel.clone();
     let server = tonic::transport::Server::builder()
         .add_service(
             RuntimeServiceServer::new(cri::service(runtime))
@@ -249,8 +250,15 @@ pub async fn start(config: Config, cancel: CancellationToken) -> Result<Running,
             async move { cancel.cancelled().await },
         );
     let task = tokio::spawn(async move {
-        server.await?;
-        let _ = std::fs::remove_file(&socket);
+        // Calls under way get a moment; a client that keeps its connection open must not keep the socket open.
+        let late = async {
+            ended.cancelled().await;
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        };
+        tokio::select! {
+            r = server => r?,
+            () = late => {}
+        }
         Ok(())
     });
     Ok(Running { task, store })

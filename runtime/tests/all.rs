@@ -6,6 +6,7 @@ mod all {
     pub mod chaos;
     pub mod cri;
     pub mod harness;
+    pub mod streams;
 }
 
 use std::ffi::{CStr, OsString, c_char, c_int};

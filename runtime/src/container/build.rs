@@ -308,6 +308,10 @@ pub fn build(i: Inputs<'_>) -> Result<Built, String> {
     if privileged && !sandbox_privileged {
         return Err("no privileged container allowed in sandbox".into());
     }
+    let apparmor = sc.apparmor.as_ref().map(|a| a.profile_type);
+    if apparmor == Some(v1::security_profile::ProfileType::Localhost as i32) && !privileged {
+        return Err("AppArmor profiles are not supported by this runtime".into());
+    }
     let (who, groups) = user(&sc, &i)?;
     let c = sc.capabilities.clone().unwrap_or_default();
     let caps = caps::sets(

@@ -45,15 +45,21 @@ fn image_error(e: ImageError) -> Status {
 /// image that has links there costs a mount.
 fn user_files(layers: &[PathBuf]) -> Result<(String, String), Status> {
     let merged = match layers {
-        [one] => return read_user_files(
-            &std::fs::File::open(one).map_err(internal(format!("open the layer {}", one.display())))?.into(),
-        ),
+        [one] => {
+            return read_user_files(
+                &std::fs::File::open(one)
+                    .map_err(internal(format!("open the layer {}", one.display())))?
+                    .into(),
+            );
+        }
         many => Lower::open(many).map_err(image_error)?,
     };
     let read = |name: &str| -> Result<Option<String>, Status> {
         let path = [b"etc".to_vec(), name.as_bytes().to_vec()];
         match merged.find(&path).map_err(image_error)? {
-            Some(f) if f.stat.st_mode & libc::S_IFMT == libc::S_IFREG => read_in_root(&f.dir, name).map_err(image_error),
+            Some(f) if f.stat.st_mode & libc::S_IFMT == libc::S_IFREG => {
+                read_in_root(&f.dir, name).map_err(image_error)
+            }
             // Not there, or /etc itself is a link.
             _ => Ok(None),
         }
@@ -61,12 +67,19 @@ fn user_files(layers: &[PathBuf]) -> Result<(String, String), Status> {
     if let (Some(passwd), Some(group)) = (read("passwd")?, read("group")?) {
         return Ok((passwd, group));
     }
-    let options = OverlayOptions { read_only: true, ..OverlayOptions::default() };
+    let options = OverlayOptions {
+        read_only: true,
+        ..OverlayOptions::default()
+    };
     read_user_files(&overlay_fd(layers, None, options).map_err(image_error)?)
 }
 
 fn read_user_files(root: &OwnedFd) -> Result<(String, String), Status> {
-    let read = |p| read_in_root(root, p).map(Option::unwrap_or_default).map_err(image_error);
+    let read = |p| {
+        read_in_root(root, p)
+            .map(Option::unwrap_or_default)
+            .map_err(image_error)
+    };
     Ok((read("etc/passwd")?, read("etc/group")?))
 }
 
@@ -115,7 +128,7 @@ impl Runtime {
     }
 
     pub(super) async fn create_container(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         request: v1::CreateContainerRequest,
     ) -> Result<String, Status> {
         let config = request
@@ -299,12 +312,9 @@ impl Runtime {
         config: &v1::ContainerConfig,
         bounding: u64,
     ) -> Result<Option<PathBuf>, Status> {
-        let (key, json) = match build::seccomp_wish(config).map_err(Status::invalid_argument)? {
-            SeccompWish::Unconfined => return Ok(None),
-            SeccompWish::Default => (
-                format!("default-{}-{bounding:x}", env!("CARGO_PKG_VERSION")),
-                None,
-            ),
+        match build::seccomp_wish(config).map_err(Status::invalid_argument)? {
+            SeccompWish::Unconfined => Ok(None),
+            SeccompWish::Default => self.default_seccomp(bounding).map(Some),
             SeccompWish::File(p) => {
                 let json = std::fs::read(&p).map_err(|e| {
                     Status::invalid_argument(format!("seccomp profile {}: {e}", p.display()))
@@ -313,19 +323,35 @@ impl Runtime {
                     .iter()
                     .map(|b| format!("{b:02x}"))
                     .collect();
-                (digest, Some(json))
+                self.compiled(&digest, || seccomp::compile_json(&json))
+                    .map(Some)
             }
-        };
+        }
+    }
+
+    fn default_seccomp(&self, bounding: u64) -> Result<PathBuf, Status> {
+        let key = format!("default-{}-{bounding:x}", env!("CARGO_PKG_VERSION"));
+        self.compiled(&key, || seccomp::compile_default(bounding))
+    }
+
+    fn compiled(
+        &self,
+        key: &str,
+        compile: impl FnOnce() -> Result<Vec<u8>, String>,
+    ) -> Result<PathBuf, Status> {
         let path = self.config.state.join("seccomp").join(format!("{key}.bpf"));
         if !path.exists() {
-            let program = match json {
-                Some(j) => seccomp::compile_json(&j),
-                None => seccomp::compile_default(bounding),
-            };
-            state::write(&path, &program.map_err(Status::invalid_argument)?)
-                .map_err(internal("write the seccomp filter"))?;
+            let program = compile().map_err(Status::invalid_argument)?;
+            state::write(&path, &program).map_err(internal("write the seccomp filter"))?;
         }
-        Ok(Some(path))
+        Ok(path)
+    }
+
+    /// Compiles the default profile for a container that asks for no capabilities.
+    pub(super) fn warm_seccomp(&self) {
+        if let Ok(caps) = crate::container::caps::sets(&[], &[], &[], false) {
+            let _ = self.default_seccomp(caps.bounding);
+        }
     }
 
     pub(super) async fn start_container(self: &Arc<Self>, id: &str) -> Result<(), Status> {

@@ -159,6 +159,8 @@ pub struct Runtime {
     shim_cgroup: Vec<PathBuf>,
     /// A warm-up of cgroup moves is under way.
     warming: Arc<std::sync::atomic::AtomicBool>,
+    /// The server stops; streams end.
+    cancel: tokio_util::sync::CancellationToken,
     node_hostname: String,
     streaming: std::sync::OnceLock<Arc<dyn StreamUrls>>,
 }
@@ -227,7 +229,11 @@ pub(crate) fn decode_pb<M: prost::Message + Default>(s: &str) -> Option<M> {
 
 impl Runtime {
     /// Opens state and images, and adopts what runs. Blocking work happens here once.
-    pub(crate) async fn open(config: Config, images: ImageStore) -> std::io::Result<Arc<Self>> {
+    pub(crate) async fn open(
+        config: Config,
+        images: ImageStore,
+        cancel: tokio_util::sync::CancellationToken,
+    ) -> std::io::Result<Arc<Self>> {
         let cgroups = Hierarchies::detect()?;
         for d in ["sandboxes", "containers", "seccomp"] {
             std::fs::create_dir_all(config.state.join(d))?;
@@ -253,9 +259,13 @@ impl Runtime {
             events: broadcast::channel(4096).0,
             shim_cgroup,
             warming: Arc::default(),
+            cancel,
             node_hostname,
             streaming: std::sync::OnceLock::new(),
         });
+        // The filter of nearly every container; compiled once in the life of a data directory, beside everything else.
+        let plain = runtime.clone();
+        tokio::task::spawn_blocking(move || plain.warm_seccomp());
         adopt::adopt(&runtime).await?;
         Ok(runtime)
     }

@@ -124,7 +124,7 @@ impl Sandbox {
 
 impl Runtime {
     pub(super) async fn run_sandbox(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         request: v1::RunPodSandboxRequest,
     ) -> Result<String, Status> {
         let config = request

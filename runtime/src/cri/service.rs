@@ -3,12 +3,12 @@
 use super::status::labels_match;
 use super::{Phase, Runtime, blocking};
 use crate::sys;
+use futures::StreamExt;
 use k8s_cri::v1::runtime_service_server::RuntimeService;
 use k8s_cri::v1::{self, *};
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
@@ -19,6 +19,16 @@ type Reply<T> = Result<Response<T>, Status>;
 
 fn ok<T>(t: T) -> Reply<T> {
     Ok(Response::new(t))
+}
+
+/// Runs a call to its end even if the caller goes away: a future that is dropped between two steps would leave a half-made
+/// sandbox or container that no table knows.
+async fn detached<T: Send + 'static>(
+    call: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::spawn(call)
+        .await
+        .unwrap_or_else(|e| Err(Status::internal(format!("internal task failed: {e}"))))
 }
 
 fn info(verbose: bool, value: impl FnOnce() -> serde_json::Value) -> HashMap<String, String> {
@@ -45,7 +55,7 @@ impl RuntimeService for Service {
         r: Request<RunPodSandboxRequest>,
     ) -> Reply<RunPodSandboxResponse> {
         ok(RunPodSandboxResponse {
-            pod_sandbox_id: self.0.run_sandbox(r.into_inner()).await?,
+            pod_sandbox_id: detached(self.0.clone().run_sandbox(r.into_inner())).await?,
         })
     }
 
@@ -53,7 +63,8 @@ impl RuntimeService for Service {
         &self,
         r: Request<StopPodSandboxRequest>,
     ) -> Reply<StopPodSandboxResponse> {
-        self.0.stop_sandbox(&r.into_inner().pod_sandbox_id).await?;
+        let (runtime, id) = (self.0.clone(), r.into_inner().pod_sandbox_id);
+        detached(async move { runtime.stop_sandbox(&id).await }).await?;
         ok(StopPodSandboxResponse {})
     }
 
@@ -61,9 +72,8 @@ impl RuntimeService for Service {
         &self,
         r: Request<RemovePodSandboxRequest>,
     ) -> Reply<RemovePodSandboxResponse> {
-        self.0
-            .remove_sandbox(&r.into_inner().pod_sandbox_id)
-            .await?;
+        let (runtime, id) = (self.0.clone(), r.into_inner().pod_sandbox_id);
+        detached(async move { runtime.remove_sandbox(&id).await }).await?;
         ok(RemovePodSandboxResponse {})
     }
 
@@ -116,7 +126,7 @@ impl RuntimeService for Service {
         r: Request<CreateContainerRequest>,
     ) -> Reply<CreateContainerResponse> {
         ok(CreateContainerResponse {
-            container_id: self.0.create_container(r.into_inner()).await?,
+            container_id: detached(self.0.clone().create_container(r.into_inner())).await?,
         })
     }
 
@@ -124,7 +134,8 @@ impl RuntimeService for Service {
         &self,
         r: Request<StartContainerRequest>,
     ) -> Reply<StartContainerResponse> {
-        self.0.start_container(&r.into_inner().container_id).await?;
+        let (runtime, id) = (self.0.clone(), r.into_inner().container_id);
+        detached(async move { runtime.start_container(&id).await }).await?;
         ok(StartContainerResponse {})
     }
 
@@ -141,9 +152,8 @@ impl RuntimeService for Service {
         &self,
         r: Request<RemoveContainerRequest>,
     ) -> Reply<RemoveContainerResponse> {
-        self.0
-            .remove_container(&r.into_inner().container_id)
-            .await?;
+        let (runtime, id) = (self.0.clone(), r.into_inner().container_id);
+        detached(async move { runtime.remove_container(&id).await }).await?;
         ok(RemoveContainerResponse {})
     }
 
@@ -373,9 +383,14 @@ impl RuntimeService for Service {
         _: Request<GetEventsRequest>,
     ) -> Reply<Self::GetContainerEventsStream> {
         // A listener that falls thousands of events behind must list again; ending the stream tells it so.
-        let stream = BroadcastStream::new(self.0.events.subscribe()).map(|e| {
-            e.map_err(|e| Status::data_loss(format!("the listener was too slow: {e}; list again")))
-        });
+        let stopped = self.0.cancel.clone().cancelled_owned();
+        let stream = BroadcastStream::new(self.0.events.subscribe())
+            .take_until(Box::pin(stopped))
+            .map(|e| {
+                e.map_err(|e| {
+                    Status::data_loss(format!("the listener was too slow: {e}; list again"))
+                })
+            });
         ok(Box::pin(stream))
     }
 

@@ -3,7 +3,7 @@
 use k8s_cri::v1::{
     self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient, *,
 };
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -171,7 +171,7 @@ impl Node {
         self.cancel.cancel();
         // Streams that are still open would hold a graceful stop.
         if let Some(r) = self.running.take() {
-            let _ = tokio::time::timeout(Duration::from_millis(300), r.join()).await;
+            let _ = tokio::time::timeout(Duration::from_secs(3), r.join()).await;
         }
     }
 
