@@ -134,7 +134,9 @@ pub struct Write<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address could not be listened on.
-    #[error("cannot listen on {address}: {source}; free the port or choose another with --https-listen-port")]
+    #[error(
+        "cannot listen on {address}: {source}; free the port or choose another with --https-listen-port"
+    )]
     Listen {
         /// The address asked for.
         address: SocketAddr,
@@ -178,14 +180,17 @@ pub async fn serve(mut config: Config, cancel: CancellationToken) -> Result<Hand
     let listener = tokio::net::TcpListener::bind(address)
         .await
         .map_err(|source| Error::Listen { address, source })?;
-    let address = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
+    let address = listener
+        .local_addr()
+        .map_err(|source| Error::Listen { address, source })?;
     config.https_listen_port = address.port();
     let auth = auth::Auth::open(&config)?;
     let tls = auth.pki.server_config()?;
     let table = registry::table::Table::new(skiff_api::kinds::builtin());
     let hooks = store::Hooks::new(registry::select::attributes_of(&table.rows()));
     let database = config.data_dir.join("server/db");
-    let store = store::embedded::Embedded::open(&database, store::embedded::Options::new(hooks)).map_err(|e| Error::Store(e.to_string()))?;
+    let store = store::embedded::Embedded::open(&database, store::embedded::Options::new(hooks))
+        .map_err(|e| Error::Store(e.to_string()))?;
     let special = special::Special::new(&config, &auth)?;
     let app = Arc::new(App {
         config,
@@ -197,7 +202,8 @@ pub async fn serve(mut config: Config, cancel: CancellationToken) -> Result<Hand
         cancel,
         health: http::health::Health::default(),
     });
-    app.health.set("poststarthook/bootstrap", Err("not finished".into()));
+    app.health
+        .set("poststarthook/bootstrap", Err("not finished".into()));
     bootstrap::run(&app).await.map_err(Error::Bootstrap)?;
     app.health.set("poststarthook/bootstrap", Ok(()));
     let task = tokio::spawn({
@@ -224,7 +230,10 @@ impl Handle {
     /// The API for a caller in this process, who is `user`: no TLS, no authentication, but authorization and all the rest.
     /// `kube::Client::new(handle.service(user), "default")` makes a client of it.
     pub fn service(&self, user: auth::UserInfo) -> Service {
-        Service { app: self.app.clone(), user: Arc::new(user) }
+        Service {
+            app: self.app.clone(),
+            user: Arc::new(user),
+        }
     }
 
     /// Waits until the server has stopped: connections are closed and the store is on disk.
@@ -251,12 +260,17 @@ where
     type Error = std::convert::Infallible;
     type Future = futures::future::BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
         std::task::Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: ::http::Request<B>) -> Self::Future {
         let (app, user) = (self.app.clone(), self.user.clone());
-        Box::pin(async move { Ok(http::handle(&app, request.map(axum::body::Body::new), Some(user)).await) })
+        Box::pin(async move {
+            Ok(http::handle(&app, request.map(axum::body::Body::new), Some(user)).await)
+        })
     }
 }

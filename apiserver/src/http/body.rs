@@ -1,10 +1,10 @@
 //! Bodies: reading a request's body within the limit, and answers made of shared chunks. No Kubernetes meaning.
 
+use ::http::{HeaderMap, HeaderValue, header};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use ::http::{HeaderMap, HeaderValue, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use skiff_api::status::Status;
@@ -28,7 +28,9 @@ const GZIP_FROM: u64 = 128 * 1024;
 /// # Errors
 /// 413 when it is too large, 400 when the client broke off.
 pub async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Status> {
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    let declared = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     let too_large = || Status::too_large(MAX_REQUEST_BODY);
     if declared.is_some_and(|n| n >= MAX_REQUEST_BODY) && headers.contains_key(header::EXPECT) {
         // The client waits to be told to send.
@@ -39,8 +41,12 @@ pub async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Status> {
     let mut rest = BytesMut::new();
     let mut seen = 0usize;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|e| Status::bad_request(format!("the request's body could not be read: {e}")))?;
-        let Ok(data) = frame.into_data() else { continue };
+        let frame = frame.map_err(|e| {
+            Status::bad_request(format!("the request's body could not be read: {e}"))
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         seen += data.len();
         if seen >= MAX_REQUEST_BODY {
             rest = BytesMut::new();
@@ -53,7 +59,11 @@ pub async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Status> {
         match first.take() {
             None if rest.is_empty() => first = Some(data),
             Some(f) => {
-                rest.reserve(declared.unwrap_or(0).clamp(f.len() + data.len(), MAX_REQUEST_BODY));
+                rest.reserve(
+                    declared
+                        .unwrap_or(0)
+                        .clamp(f.len() + data.len(), MAX_REQUEST_BODY),
+                );
                 rest.extend_from_slice(&f);
                 rest.extend_from_slice(&data);
             }
@@ -96,13 +106,19 @@ impl http_body::Body for Chunks {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some(first) = self.chunks.pop_front() else { return Poll::Ready(None) };
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(first) = self.chunks.pop_front() else {
+            return Poll::Ready(None);
+        };
         let piece = match self.chunks.front() {
             Some(next) if first.len() + next.len() <= PIECE => {
                 let mut piece = BytesMut::with_capacity(PIECE.min(self.left as usize));
                 piece.extend_from_slice(&first);
-                while let Some(next) = self.chunks.pop_front_if(|n| piece.len() + n.len() <= PIECE) {
+                while let Some(next) = self.chunks.pop_front_if(|n| piece.len() + n.len() <= PIECE)
+                {
                     piece.extend_from_slice(&next);
                 }
                 piece.freeze()
@@ -127,17 +143,31 @@ pub fn gzip(request: &HeaderMap, response: http::Response<Body>) -> http::Respon
     let wants = request
         .get(header::ACCEPT_ENCODING)
         .and_then(|v| v.to_str().ok())
-        .is_some_and(|v| v.split(',').any(|e| e.trim().split(';').next() == Some("gzip")));
-    let large = response.body().size_hint().exact().is_some_and(|n| n >= GZIP_FROM);
+        .is_some_and(|v| {
+            v.split(',')
+                .any(|e| e.trim().split(';').next() == Some("gzip"))
+        });
+    let large = response
+        .body()
+        .size_hint()
+        .exact()
+        .is_some_and(|n| n >= GZIP_FROM);
     if !wants || !large || response.headers().contains_key(header::CONTENT_ENCODING) {
         return response;
     }
     let (mut parts, body) = response.into_parts();
-    parts.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    parts.headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    parts
+        .headers
+        .insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    parts
+        .headers
+        .insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
     parts.headers.remove(header::CONTENT_LENGTH);
     // Level 1 as upstream: the network is the reason, not the disk.
-    let body = Gzip { inner: body, encoder: Some(GzEncoder::new(Vec::new(), Compression::fast())) };
+    let body = Gzip {
+        inner: body,
+        encoder: Some(GzEncoder::new(Vec::new(), Compression::fast())),
+    };
     http::Response::from_parts(parts, Body::new(body))
 }
 
@@ -150,9 +180,14 @@ impl http_body::Body for Gzip {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         loop {
-            let Some(mut encoder) = self.encoder.take() else { return Poll::Ready(None) };
+            let Some(mut encoder) = self.encoder.take() else {
+                return Poll::Ready(None);
+            };
             match Pin::new(&mut self.inner).poll_frame(cx) {
                 Poll::Pending => {
                     self.encoder = Some(encoder);
@@ -190,19 +225,36 @@ mod tests {
     #[tokio::test]
     async fn small_chunks_are_joined_and_large_ones_sent_as_they_are() {
         let big = Bytes::from(vec![1u8; PIECE * 2]);
-        let mut body = Chunks::new(VecDeque::from([Bytes::from_static(b"ab"), Bytes::from_static(b"cd"), big.clone(), Bytes::from_static(b"e")]));
+        let mut body = Chunks::new(VecDeque::from([
+            Bytes::from_static(b"ab"),
+            Bytes::from_static(b"cd"),
+            big.clone(),
+            Bytes::from_static(b"e"),
+        ]));
         let mut pieces = Vec::new();
         while let Some(Ok(f)) = body.frame().await {
             pieces.extend(f.into_data().ok());
         }
-        assert_eq!(pieces, vec![Bytes::from_static(b"abcd"), big, Bytes::from_static(b"e")]);
+        assert_eq!(
+            pieces,
+            vec![Bytes::from_static(b"abcd"), big, Bytes::from_static(b"e")]
+        );
     }
 
     #[tokio::test]
     async fn a_body_at_the_limit_is_refused_and_one_below_is_read() {
         let h = HeaderMap::new();
-        assert_eq!(read(&h, Body::from(vec![0u8; MAX_REQUEST_BODY])).await.map_err(|e| e.code), Err(413));
-        assert!(read(&h, Body::from(vec![0u8; MAX_REQUEST_BODY - 1])).await.is_ok());
+        assert_eq!(
+            read(&h, Body::from(vec![0u8; MAX_REQUEST_BODY]))
+                .await
+                .map_err(|e| e.code),
+            Err(413)
+        );
+        assert!(
+            read(&h, Body::from(vec![0u8; MAX_REQUEST_BODY - 1]))
+                .await
+                .is_ok()
+        );
     }
 
     #[tokio::test]
@@ -211,9 +263,15 @@ mod tests {
         h.insert("accept-encoding", HeaderValue::from_static("gzip"));
         let text = "skiff ".repeat(50_000);
         let r = gzip(&h, http::Response::new(Body::from(text.clone())));
-        let bytes = r.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        let bytes = r
+            .into_body()
+            .collect()
+            .await
+            .map(|b| b.to_bytes())
+            .unwrap_or_default();
         let mut out = String::new();
-        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut out).expect("gzip");
+        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut out)
+            .expect("gzip");
         assert_eq!(out, text);
     }
 }

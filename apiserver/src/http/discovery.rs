@@ -23,7 +23,10 @@ impl Aggregated {
             let mut parts = clause.split(';').map(str::trim);
             let media = parts.next().unwrap_or("");
             let params: Vec<&str> = parts.collect();
-            if media == "application/json" && params.contains(&"g=apidiscovery.k8s.io") && params.contains(&"as=APIGroupDiscoveryList") {
+            if media == "application/json"
+                && params.contains(&"g=apidiscovery.k8s.io")
+                && params.contains(&"as=APIGroupDiscoveryList")
+            {
                 if params.contains(&"v=v2") {
                     return Some(Self::V2);
                 }
@@ -46,7 +49,10 @@ impl Aggregated {
 
     /// The answer's Content-Type.
     pub fn content_type(self) -> String {
-        format!("application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList", self.name())
+        format!(
+            "application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList",
+            self.name()
+        )
     }
 }
 
@@ -94,7 +100,10 @@ fn group_value(name: &str, versions: &[(String, Vec<Arc<Row>>)]) -> Map<String, 
         .collect();
     let mut m = Map::new();
     m.insert("name".into(), name.into());
-    m.insert("preferredVersion".into(), list.first().cloned().unwrap_or_default());
+    m.insert(
+        "preferredVersion".into(),
+        list.first().cloned().unwrap_or_default(),
+    );
     m.insert("versions".into(), list.into());
     m
 }
@@ -135,17 +144,26 @@ pub fn api_resources(table: &Table, group: &str, version: &str) -> Option<Value>
             "verbs": row.verbs,
         });
         if !row.short_names.is_empty() {
-            r["shortNames"] = row.short_names.iter().map(|s| Value::from(s.as_ref())).collect();
+            r["shortNames"] = row
+                .short_names
+                .iter()
+                .map(|s| Value::from(s.as_ref()))
+                .collect();
         }
         if !row.categories.is_empty() {
-            r["categories"] = row.categories.iter().map(|s| Value::from(s.as_ref())).collect();
+            r["categories"] = row
+                .categories
+                .iter()
+                .map(|s| Value::from(s.as_ref()))
+                .collect();
         }
         resources.push(r);
         let mut subs: Vec<_> = row.subresources.iter().collect();
         subs.sort_by(|a, b| a.name.cmp(&b.name));
         for s in subs {
             let mut r = json!({"name": format!("{}/{}", row.plural, s.name), "singularName": "", "namespaced": row.namespaced()});
-            if (s.group.as_ref(), s.version.as_ref()) != (row.group.as_ref(), row.version.as_ref()) {
+            if (s.group.as_ref(), s.version.as_ref()) != (row.group.as_ref(), row.version.as_ref())
+            {
                 r["group"] = s.group.as_ref().into();
                 r["version"] = s.version.as_ref().into();
             }
@@ -154,7 +172,11 @@ pub fn api_resources(table: &Table, group: &str, version: &str) -> Option<Value>
             resources.push(r);
         }
     }
-    let gv = if group.is_empty() { version.to_string() } else { format!("{group}/{version}") };
+    let gv = if group.is_empty() {
+        version.to_string()
+    } else {
+        format!("{group}/{version}")
+    };
     let mut list = json!({"kind": "APIResourceList"});
     if !group.is_empty() {
         list["apiVersion"] = "v1".into();
@@ -173,11 +195,16 @@ pub fn aggregated(table: &Table, core: bool, version: Aggregated) -> Value {
             let versions: Vec<Value> = versions
                 .iter()
                 .map(|(v, rows)| {
-                    let resources: Vec<Value> = rows.iter().map(|r| aggregated_resource(r)).collect();
+                    let resources: Vec<Value> =
+                        rows.iter().map(|r| aggregated_resource(r)).collect();
                     json!({"version": v, "resources": resources, "freshness": "Current"})
                 })
                 .collect();
-            let metadata = if g.is_empty() { json!({}) } else { json!({"name": g}) };
+            let metadata = if g.is_empty() {
+                json!({})
+            } else {
+                json!({"name": g})
+            };
             json!({"metadata": metadata, "versions": versions})
         })
         .collect();
@@ -198,10 +225,18 @@ fn aggregated_resource(row: &Row) -> Value {
         "verbs": row.verbs,
     });
     if !row.short_names.is_empty() {
-        r["shortNames"] = row.short_names.iter().map(|s| Value::from(s.as_ref())).collect();
+        r["shortNames"] = row
+            .short_names
+            .iter()
+            .map(|s| Value::from(s.as_ref()))
+            .collect();
     }
     if !row.categories.is_empty() {
-        r["categories"] = row.categories.iter().map(|s| Value::from(s.as_ref())).collect();
+        r["categories"] = row
+            .categories
+            .iter()
+            .map(|s| Value::from(s.as_ref()))
+            .collect();
     }
     if !row.subresources.is_empty() {
         let mut subs: Vec<_> = row.subresources.iter().collect();
@@ -232,13 +267,26 @@ mod tests {
     fn every_group_version_lists_its_resources() {
         let t = table();
         let apps = api_resources(&t, "apps", "v1").expect("apps/v1");
-        let names: Vec<&str> = apps["resources"].as_array().into_iter().flatten().filter_map(|r| r["name"].as_str()).collect();
+        let names: Vec<&str> = apps["resources"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|r| r["name"].as_str())
+            .collect();
         assert!(names.contains(&"deployments/scale"), "{names:?}");
         let core = api_resources(&t, "", "v1").expect("v1");
         assert_eq!(core["groupVersion"], "v1");
         assert!(core.get("apiVersion").is_none());
-        let eviction = core["resources"].as_array().into_iter().flatten().find(|r| r["name"] == "pods/eviction").expect("eviction");
-        assert_eq!((&eviction["group"], &eviction["kind"]), (&"policy".into(), &"Eviction".into()));
+        let eviction = core["resources"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|r| r["name"] == "pods/eviction")
+            .expect("eviction");
+        assert_eq!(
+            (&eviction["group"], &eviction["kind"]),
+            (&"policy".into(), &"Eviction".into())
+        );
         assert!(api_resources(&t, "apps", "v9").is_none());
     }
 

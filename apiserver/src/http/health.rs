@@ -2,8 +2,8 @@
 
 use crate::App;
 use crate::http::path::query_pairs;
-use axum::body::Body;
 use ::http::{HeaderValue, Response, StatusCode, header};
+use axum::body::Body;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -11,7 +11,17 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Verbs that are counted; anything else is `other`.
-const VERBS: [&str; 9] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "other"];
+const VERBS: [&str; 9] = [
+    "get",
+    "list",
+    "watch",
+    "create",
+    "update",
+    "patch",
+    "delete",
+    "deletecollection",
+    "other",
+];
 
 /// Counters and named checks.
 pub struct Health {
@@ -46,7 +56,10 @@ impl Health {
 
     /// Counts an answered request.
     pub fn count(&self, verb: &str, code: u16) {
-        let v = VERBS.iter().position(|x| *x == verb).unwrap_or(VERBS.len() - 1);
+        let v = VERBS
+            .iter()
+            .position(|x| *x == verb)
+            .unwrap_or(VERBS.len() - 1);
         self.requests[v][usize::from(code / 100).min(5)].fetch_add(1, Relaxed);
     }
 }
@@ -54,22 +67,42 @@ impl Health {
 fn text(code: StatusCode, body: String) -> Response<Body> {
     let mut r = Response::new(Body::from(body));
     *r.status_mut() = code;
-    r.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    r.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    r.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    r.headers_mut().insert(
+        "x-content-type-options",
+        HeaderValue::from_static("nosniff"),
+    );
     r
 }
 
 /// Answers a health path; None when it is none.
 pub fn health(app: &App, path: &str, query: &str) -> Option<Response<Body>> {
-    let (endpoint, check) = path.trim_start_matches('/').split_once('/').unwrap_or((path.trim_start_matches('/'), ""));
+    let (endpoint, check) = path
+        .trim_start_matches('/')
+        .split_once('/')
+        .unwrap_or((path.trim_start_matches('/'), ""));
     if !["healthz", "livez", "readyz"].contains(&endpoint) {
         return None;
     }
-    let mut checks: Vec<(&str, Result<(), String>)> = vec![("ping", Ok(())), ("etcd", app.store.check())];
+    let mut checks: Vec<(&str, Result<(), String>)> =
+        vec![("ping", Ok(())), ("etcd", app.store.check())];
     // Liveness does not wait for what readiness waits for: a restart would not mend it.
     if endpoint != "livez" {
-        checks.extend(app.health.checks.lock().iter().map(|(k, v)| (*k, v.clone())));
-        let stopping = if app.cancel.is_cancelled() { Err("the server is stopping".to_string()) } else { Ok(()) };
+        checks.extend(
+            app.health
+                .checks
+                .lock()
+                .iter()
+                .map(|(k, v)| (*k, v.clone())),
+        );
+        let stopping = if app.cancel.is_cancelled() {
+            Err("the server is stopping".to_string())
+        } else {
+            Ok(())
+        };
         checks.push(("shutdown", stopping));
     }
     if !check.is_empty() {
@@ -78,11 +111,18 @@ pub fn health(app: &App, path: &str, query: &str) -> Option<Response<Body>> {
         };
         return Some(match state {
             Ok(()) => text(StatusCode::OK, "ok".into()),
-            Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {e}\n")),
+            Err(e) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("internal server error: {e}\n"),
+            ),
         });
     }
     let pairs = query_pairs(query);
-    let excluded: Vec<&str> = pairs.iter().filter(|(k, _)| k == "exclude").map(|(_, v)| v.as_str()).collect();
+    let excluded: Vec<&str> = pairs
+        .iter()
+        .filter(|(k, _)| k == "exclude")
+        .map(|(_, v)| v.as_str())
+        .collect();
     let mut out = String::new();
     let mut failed = false;
     for (name, state) in &checks {
@@ -97,7 +137,10 @@ pub fn health(app: &App, path: &str, query: &str) -> Option<Response<Body>> {
         }
     }
     Some(if failed {
-        text(StatusCode::INTERNAL_SERVER_ERROR, format!("{out}{endpoint} check failed\n"))
+        text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("{out}{endpoint} check failed\n"),
+        )
     } else if pairs.iter().any(|(k, _)| k == "verbose") {
         text(StatusCode::OK, format!("{out}{endpoint} check passed\n"))
     } else {
@@ -127,26 +170,50 @@ pub fn version() -> Value {
 /// `/metrics` in the Prometheus text form.
 pub fn metrics(app: &App) -> Response<Body> {
     let mut out = String::new();
-    let _ = writeln!(out, "# HELP apiserver_request_total Requests answered, by verb and class of code.\n# TYPE apiserver_request_total counter");
+    let _ = writeln!(
+        out,
+        "# HELP apiserver_request_total Requests answered, by verb and class of code.\n# TYPE apiserver_request_total counter"
+    );
     for (v, verb) in VERBS.iter().enumerate() {
         for (c, n) in app.health.requests[v].iter().enumerate() {
             let n = n.load(Relaxed);
             if n > 0 {
-                let _ = writeln!(out, "apiserver_request_total{{verb=\"{}\",code=\"{c}xx\"}} {n}", verb.to_uppercase());
+                let _ = writeln!(
+                    out,
+                    "apiserver_request_total{{verb=\"{}\",code=\"{c}xx\"}} {n}",
+                    verb.to_uppercase()
+                );
             }
         }
     }
-    let _ = writeln!(out, "# HELP apiserver_longrunning_requests Open watches.\n# TYPE apiserver_longrunning_requests gauge");
-    let _ = writeln!(out, "apiserver_longrunning_requests{{verb=\"WATCH\"}} {}", app.health.watches.load(Relaxed));
-    let _ = writeln!(out, "# HELP apiserver_storage_objects Stored objects by resource.\n# TYPE apiserver_storage_objects gauge");
+    let _ = writeln!(
+        out,
+        "# HELP apiserver_longrunning_requests Open watches.\n# TYPE apiserver_longrunning_requests gauge"
+    );
+    let _ = writeln!(
+        out,
+        "apiserver_longrunning_requests{{verb=\"WATCH\"}} {}",
+        app.health.watches.load(Relaxed)
+    );
+    let _ = writeln!(
+        out,
+        "# HELP apiserver_storage_objects Stored objects by resource.\n# TYPE apiserver_storage_objects gauge"
+    );
     for row in app.table.rows() {
         if row.stored && row.has_verb("list") {
             let n = app.store.count(&row.prefix);
-            let name = if row.group.is_empty() { row.plural.to_string() } else { format!("{}.{}", row.plural, row.group) };
+            let name = if row.group.is_empty() {
+                row.plural.to_string()
+            } else {
+                format!("{}.{}", row.plural, row.group)
+            };
             let _ = writeln!(out, "apiserver_storage_objects{{resource=\"{name}\"}} {n}");
         }
     }
     let mut r = text(StatusCode::OK, out);
-    r.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    r.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+    );
     r
 }

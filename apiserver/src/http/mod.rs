@@ -15,10 +15,10 @@ pub mod serve;
 
 use crate::auth::UserInfo;
 use crate::{App, registry, special};
+use ::http::{HeaderValue, Response, header, request::Parts};
 use axum::body::Body;
 use bytes::Bytes;
 use futures::FutureExt;
-use ::http::{HeaderValue, Response, header, request::Parts};
 use negotiate::Accept;
 use path::RequestInfo;
 use skiff_api::status::Status;
@@ -56,13 +56,26 @@ impl Request {
 pub type Answer = Result<Response<Body>, Status>;
 
 /// Answers one request. `identity` is given by in-process callers, who are not authenticated again (but authorized).
-pub async fn handle(app: &Arc<App>, request: http::Request<Body>, identity: Option<Arc<UserInfo>>) -> Response<Body> {
+pub async fn handle(
+    app: &Arc<App>,
+    request: http::Request<Body>,
+    identity: Option<Arc<UserInfo>>,
+) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or(""));
+    let info = RequestInfo::parse(
+        &parts.method,
+        parts.uri.path(),
+        parts.uri.query().unwrap_or(""),
+    );
     let verb = info.verb;
     let headers = parts.headers.clone();
-    let remote = parts.extensions.get::<Arc<serve::Peer>>().is_some_and(|p| !p.same_machine());
-    let result = AssertUnwindSafe(answer(app, info, parts, body, identity)).catch_unwind().await;
+    let remote = parts
+        .extensions
+        .get::<Arc<serve::Peer>>()
+        .is_some_and(|p| !p.same_machine());
+    let result = AssertUnwindSafe(answer(app, info, parts, body, identity))
+        .catch_unwind()
+        .await;
     let mut response = match result {
         Ok(Ok(r)) => r,
         Ok(Err(status)) => failure(&headers, &status),
@@ -73,7 +86,10 @@ pub async fn handle(app: &Arc<App>, request: http::Request<Body>, identity: Opti
                 .or_else(|| panic.downcast_ref::<String>().cloned())
                 .unwrap_or_else(|| "panic".into());
             tracing::error!(why, "a request handler panicked; this is a bug");
-            failure(&headers, &Status::internal("the request handler panicked; the server's log says where"))
+            failure(
+                &headers,
+                &Status::internal("the request handler panicked; the server's log says where"),
+            )
         }
     };
     app.health.count(verb, response.status().as_u16());
@@ -85,18 +101,32 @@ pub async fn handle(app: &Arc<App>, request: http::Request<Body>, identity: Opti
 }
 
 fn failure(headers: &http::HeaderMap, status: &Status) -> Response<Body> {
-    let accept = negotiate::accept(headers, None, true).map_or(Accept::JSON, |a| Accept { encoding: a.encoding, ..Accept::JSON });
+    let accept = negotiate::accept(headers, None, true).map_or(Accept::JSON, |a| Accept {
+        encoding: a.encoding,
+        ..Accept::JSON
+    });
     respond::status(status, accept)
 }
 
-async fn answer(app: &Arc<App>, info: RequestInfo, parts: Parts, body: Body, identity: Option<Arc<UserInfo>>) -> Answer {
+async fn answer(
+    app: &Arc<App>,
+    info: RequestInfo,
+    parts: Parts,
+    body: Body,
+    identity: Option<Arc<UserInfo>>,
+) -> Answer {
     let user = match identity {
         Some(u) => u,
         None => app.auth.authenticate(app, &parts).await?,
     };
     let user = app.auth.impersonate(app, user, &parts).await?;
     app.auth.authorize(app, &user, &info).await?;
-    let request = Request { info, user, parts, body };
+    let request = Request {
+        info,
+        user,
+        parts,
+        body,
+    };
     if request.info.is_resource {
         resource(app, request).await
     } else {
@@ -127,43 +157,69 @@ fn other(app: &App, request: &Request) -> Answer {
     if !get {
         return Err(Status::no_route());
     }
-    let pretty = path::query_pairs(request.query()).iter().find(|(k, _)| k == "pretty").map(|(_, v)| path::truthy(v));
+    let pretty = path::query_pairs(request.query())
+        .iter()
+        .find(|(k, _)| k == "pretty")
+        .map(|(_, v)| path::truthy(v));
     let accept = || negotiate::accept(&parts.headers, pretty, false);
     let elements: Vec<&str> = path.trim_matches('/').split('/').collect();
     match elements.as_slice() {
         [""] => respond_value(accept()?, &root_paths(app)),
-        ["version"] => Ok(respond::value(200, Accept { encoding: negotiate::Encoding::PrettyJson, ..Accept::JSON }, &health::version())),
+        ["version"] => Ok(respond::value(
+            200,
+            Accept {
+                encoding: negotiate::Encoding::PrettyJson,
+                ..Accept::JSON
+            },
+            &health::version(),
+        )),
         // Service account issuer discovery, for those who verify our tokens.
-        [".well-known", "openid-configuration"] => {
-            respond_value(Accept::JSON, &crate::auth::tokens::Tokens::openid_configuration())
-        }
-        ["openid", "v1", "jwks"] => {
-            Ok(respond::bytes(200, "application/jwk-set+json", app.auth.tokens.jwks().to_string()))
-        }
+        [".well-known", "openid-configuration"] => respond_value(
+            Accept::JSON,
+            &crate::auth::tokens::Tokens::openid_configuration(),
+        ),
+        ["openid", "v1", "jwks"] => Ok(respond::bytes(
+            200,
+            "application/jwk-set+json",
+            app.auth.tokens.jwks().to_string(),
+        )),
         ["metrics"] => Ok(health::metrics(app)),
         ["openapi", "v2"] => openapi::v2(app, &parts.headers),
         ["openapi", "v3"] => Ok(openapi::v3_index(app)),
-        ["openapi", "v3", rest @ ..] => openapi::v3(app, &rest.join("/"), request.query(), &parts.headers),
+        ["openapi", "v3", rest @ ..] => {
+            openapi::v3(app, &rest.join("/"), request.query(), &parts.headers)
+        }
         ["api"] | ["apis"] => {
             let core = elements[0] == "api";
             if let Some(v) = discovery::Aggregated::asked(&parts.headers) {
-                let body = respond::encode(&discovery::aggregated(&app.table, core, v), negotiate::Encoding::Json);
+                let body = respond::encode(
+                    &discovery::aggregated(&app.table, core, v),
+                    negotiate::Encoding::Json,
+                );
                 return Ok(with_etag(&parts.headers, body, &v.content_type()));
             }
             let value = if core {
-                discovery::api_versions(&format!("{}:{}", app.config.advertise_address, app.config.https_listen_port))
+                discovery::api_versions(&format!(
+                    "{}:{}",
+                    app.config.advertise_address, app.config.https_listen_port
+                ))
             } else {
                 discovery::api_groups(&app.table)
             };
             respond_value(accept()?, &value)
         }
-        ["apis", group] => respond_value(accept()?, &discovery::api_group(&app.table, group).ok_or_else(Status::no_route)?),
-        ["api", version] => {
-            respond_value(accept()?, &discovery::api_resources(&app.table, "", version).ok_or_else(Status::no_route)?)
-        }
-        ["apis", group, version] => {
-            respond_value(accept()?, &discovery::api_resources(&app.table, group, version).ok_or_else(Status::no_route)?)
-        }
+        ["apis", group] => respond_value(
+            accept()?,
+            &discovery::api_group(&app.table, group).ok_or_else(Status::no_route)?,
+        ),
+        ["api", version] => respond_value(
+            accept()?,
+            &discovery::api_resources(&app.table, "", version).ok_or_else(Status::no_route)?,
+        ),
+        ["apis", group, version] => respond_value(
+            accept()?,
+            &discovery::api_resources(&app.table, group, version).ok_or_else(Status::no_route)?,
+        ),
         _ => Err(Status::no_route()),
     }
 }
@@ -175,9 +231,22 @@ fn respond_value(accept: Accept, value: &serde_json::Value) -> Answer {
 /// A cacheable document: strong ETag of its content, 304 when the client has it.
 pub fn with_etag(headers: &http::HeaderMap, body: Bytes, content_type: &str) -> Response<Body> {
     use sha2::{Digest, Sha256};
-    let etag = format!("\"{}\"", Sha256::digest(&body).iter().map(|b| format!("{b:02X}")).collect::<String>());
-    let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains(&etag));
-    let mut r = if known { respond::bytes(304, "application/json", Body::empty()) } else { respond::bytes(200, "application/json", body) };
+    let etag = format!(
+        "\"{}\"",
+        Sha256::digest(&body)
+            .iter()
+            .map(|b| format!("{b:02X}"))
+            .collect::<String>()
+    );
+    let known = headers
+        .get(header::IF_NONE_MATCH)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.contains(&etag));
+    let mut r = if known {
+        respond::bytes(304, "application/json", Body::empty())
+    } else {
+        respond::bytes(200, "application/json", body)
+    };
     let h = r.headers_mut();
     if let Ok(v) = HeaderValue::from_str(&etag) {
         h.insert(header::ETAG, v);
@@ -191,9 +260,19 @@ pub fn with_etag(headers: &http::HeaderMap, body: Bytes, content_type: &str) -> 
 
 /// `/`: what can be asked.
 fn root_paths(app: &App) -> serde_json::Value {
-    let mut paths: Vec<String> = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
-        .map(String::from)
-        .to_vec();
+    let mut paths: Vec<String> = [
+        "/api",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ]
+    .map(String::from)
+    .to_vec();
     for row in app.table.rows() {
         if row.group.is_empty() {
             paths.push(format!("/api/{}", row.version));

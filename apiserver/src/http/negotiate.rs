@@ -39,7 +39,10 @@ pub struct Accept {
 
 impl Accept {
     /// Plain JSON.
-    pub const JSON: Self = Self { encoding: Encoding::Json, form: Form::Object };
+    pub const JSON: Self = Self {
+        encoding: Encoding::Json,
+        form: Form::Object,
+    };
 
     /// The Content-Type of an answer in this representation.
     pub fn content_type(self) -> &'static str {
@@ -68,7 +71,11 @@ fn clauses(header: &str) -> Vec<Clause<'_>> {
             for p in parts {
                 let (k, v) = p.split_once('=').unwrap_or((p, ""));
                 let v = v.trim_matches('"');
-                if k == "q" { q = v.parse().unwrap_or(0.0) } else { params.push((k, v)) }
+                if k == "q" {
+                    q = v.parse().unwrap_or(0.0)
+                } else {
+                    params.push((k, v))
+                }
             }
             Some(Clause { media, params, q })
         })
@@ -85,11 +92,26 @@ const SUPPORTED: &str = "application/json, application/yaml";
 ///
 /// # Errors
 /// 406 when no clause can be served (protobuf alone, for one).
-pub fn accept(headers: &HeaderMap, query_pretty: Option<bool>, convertible: bool) -> Result<Accept, Status> {
-    let header = headers.get(http::header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("").trim();
+pub fn accept(
+    headers: &HeaderMap,
+    query_pretty: Option<bool>,
+    convertible: bool,
+) -> Result<Accept, Status> {
+    let header = headers
+        .get(http::header::ACCEPT)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or("")
+        .trim();
     if header.is_empty() || header == "application/json" {
-        let encoding = if query_pretty == Some(true) { Encoding::PrettyJson } else { Encoding::Json };
-        return Ok(Accept { encoding, form: Form::Object });
+        let encoding = if query_pretty == Some(true) {
+            Encoding::PrettyJson
+        } else {
+            Encoding::Json
+        };
+        return Ok(Accept {
+            encoding,
+            form: Form::Object,
+        });
     }
     for c in clauses(header) {
         let mut encoding = match c.media {
@@ -111,7 +133,9 @@ pub fn accept(headers: &HeaderMap, query_pretty: Option<bool>, convertible: bool
                 }
                 match kind {
                     "Table" => Form::Table { v1beta1 },
-                    "PartialObjectMetadata" | "PartialObjectMetadataList" => Form::Partial { v1beta1 },
+                    "PartialObjectMetadata" | "PartialObjectMetadataList" => {
+                        Form::Partial { v1beta1 }
+                    }
                     _ => continue,
                 }
             }
@@ -134,7 +158,9 @@ fn from_a_person(headers: &HeaderMap) -> bool {
     headers
         .get(http::header::USER_AGENT)
         .and_then(|v| v.to_str().ok())
-        .is_some_and(|ua| ua.starts_with("curl") || ua.starts_with("Wget") || ua.starts_with("Mozilla/5.0"))
+        .is_some_and(|ua| {
+            ua.starts_with("curl") || ua.starts_with("Wget") || ua.starts_with("Mozilla/5.0")
+        })
 }
 
 /// 406.
@@ -202,12 +228,24 @@ mod tests {
             ("", "Json Object"),
             ("*/*", "Json Object"),
             ("application/vnd.kubernetes.protobuf", "406"),
-            ("application/vnd.kubernetes.protobuf,application/json", "Json Object"),
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json", "Json Table { v1beta1: false }"),
-            ("application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json", "Json Partial { v1beta1: false }"),
+            (
+                "application/vnd.kubernetes.protobuf,application/json",
+                "Json Object",
+            ),
+            (
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
+                "Json Table { v1beta1: false }",
+            ),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json",
+                "Json Partial { v1beta1: false }",
+            ),
             ("application/json;as=Table;v=v9;g=meta.k8s.io", "406"),
             ("application/yaml", "Yaml Object"),
-            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "Json Object"),
+            (
+                "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+                "Json Object",
+            ),
             ("application/json;q=0.1,application/yaml", "Yaml Object"),
         ] {
             assert_eq!(ask(header, "kubectl"), want, "{header}");

@@ -91,8 +91,15 @@ const NAMESPACE_SUBRESOURCES: [&str; 2] = ["status", "finalize"];
 impl RequestInfo {
     /// Reads method, path and query.
     pub fn parse(method: &Method, path: &str, query: &str) -> Self {
-        let mut info = Self { path: path.to_string(), verb: method_name(method), ..Self::default() };
-        let mut parts = path.trim_matches('/').split('/').map(|p| unescape(p, false));
+        let mut info = Self {
+            path: path.to_string(),
+            verb: method_name(method),
+            ..Self::default()
+        };
+        let mut parts = path
+            .trim_matches('/')
+            .split('/')
+            .map(|p| unescape(p, false));
         match parts.next().as_deref() {
             Some("api") => {}
             Some("apis") => match parts.next() {
@@ -166,7 +173,10 @@ impl RequestInfo {
             match info.verb {
                 "get" => {
                     info.verb = "list";
-                    for (k, v) in query.split('&').map(|p| p.split_once('=').unwrap_or((p, ""))) {
+                    for (k, v) in query
+                        .split('&')
+                        .map(|p| p.split_once('=').unwrap_or((p, "")))
+                    {
                         if k == "watch" && truthy(v) {
                             info.verb = "watch";
                         }
@@ -181,7 +191,11 @@ impl RequestInfo {
 
     /// `v1` or `apps/v1`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.clone()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 }
 
@@ -196,7 +210,10 @@ mod tests {
         if !i.is_resource {
             return format!("{} path {}", i.verb, i.path);
         }
-        format!("{} {}|{}|{}|{}|{}|{}|{}", i.verb, i.group, i.version, i.namespace, i.resource, i.name, i.subresource, i.tail)
+        format!(
+            "{} {}|{}|{}|{}|{}|{}|{}",
+            i.verb, i.group, i.version, i.namespace, i.resource, i.name, i.subresource, i.tail
+        )
     }
 
     #[test]
@@ -208,16 +225,44 @@ mod tests {
             ("GET", "/api/v1/namespaces/a/pods/b", "get |v1|a|pods|b||"),
             ("GET", "/api/v1/namespaces", "list |v1||namespaces|||"),
             ("GET", "/api/v1/namespaces/a", "get |v1|a|namespaces|a||"),
-            ("PUT", "/api/v1/namespaces/a/finalize", "update |v1|a|namespaces|a|finalize|"),
-            ("POST", "/api/v1/namespaces/a/pods/b/exec?command=ls", "create |v1|a|pods|b|exec|"),
-            ("GET", "/api/v1/nodes/n/proxy/logs/x", "get |v1||nodes|n|proxy|logs/x"),
-            ("DELETE", "/apis/apps/v1/namespaces/a/deployments", "deletecollection apps|v1|a|deployments|||"),
-            ("PATCH", "/apis/apps/v1/namespaces/a/deployments/d/scale", "patch apps|v1|a|deployments|d|scale|"),
-            ("GET", "/api/v1/watch/namespaces/a/pods", "watch |v1|a|pods|||"),
+            (
+                "PUT",
+                "/api/v1/namespaces/a/finalize",
+                "update |v1|a|namespaces|a|finalize|",
+            ),
+            (
+                "POST",
+                "/api/v1/namespaces/a/pods/b/exec?command=ls",
+                "create |v1|a|pods|b|exec|",
+            ),
+            (
+                "GET",
+                "/api/v1/nodes/n/proxy/logs/x",
+                "get |v1||nodes|n|proxy|logs/x",
+            ),
+            (
+                "DELETE",
+                "/apis/apps/v1/namespaces/a/deployments",
+                "deletecollection apps|v1|a|deployments|||",
+            ),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/a/deployments/d/scale",
+                "patch apps|v1|a|deployments|d|scale|",
+            ),
+            (
+                "GET",
+                "/api/v1/watch/namespaces/a/pods",
+                "watch |v1|a|pods|||",
+            ),
             ("GET", "/apis/apps/v1", "get path /apis/apps/v1"),
             ("GET", "/apis", "get path /apis"),
             ("GET", "/healthz/ping", "get path /healthz/ping"),
-            ("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node%3Ax", "get rbac.authorization.k8s.io|v1||clusterroles|system:node:x||"),
+            (
+                "GET",
+                "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node%3Ax",
+                "get rbac.authorization.k8s.io|v1||clusterroles|system:node:x||",
+            ),
         ] {
             assert_eq!(p(m, t), want, "{m} {t}");
         }
@@ -226,10 +271,13 @@ mod tests {
     #[test]
     fn escapes_are_undone_and_broken_ones_kept() {
         assert_eq!(unescape("a%3Db+c%zz%4", true), "a=b c%zz%4");
-        assert_eq!(query_pairs("a=1&b&c=x%20y"), vec![
-            ("a".into(), "1".into()),
-            ("b".into(), String::new()),
-            ("c".into(), "x y".into())
-        ]);
+        assert_eq!(
+            query_pairs("a=1&b&c=x%20y"),
+            vec![
+                ("a".into(), "1".into()),
+                ("b".into(), String::new()),
+                ("c".into(), "x y".into())
+            ]
+        );
     }
 }

@@ -88,7 +88,12 @@ async fn connection(
         .peer_certificates()
         .map(|c| c.iter().map(|c| c.clone().into_owned()).collect())
         .unwrap_or_default();
-    let peer = Arc::new(Peer { address, local, certificates, identity: std::sync::OnceLock::new() });
+    let peer = Arc::new(Peer {
+        address,
+        local,
+        certificates,
+        identity: std::sync::OnceLock::new(),
+    });
     let service = {
         let app = app.clone();
         hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {

@@ -31,7 +31,11 @@ pub async fn create(call: &Call, body: &[u8]) -> Answer {
 ///
 /// # Errors
 /// 400, 403 (admission), 409 (exists), 422.
-pub async fn create_object(target: &Target<'_>, object: Value, warnings: &mut Vec<String>) -> Result<Written, Status> {
+pub async fn create_object(
+    target: &Target<'_>,
+    object: Value,
+    warnings: &mut Vec<String>,
+) -> Result<Written, Status> {
     let row = target.row;
     let name = meta::text(&object, "name").to_string();
     let generated = name.is_empty() && !meta::text(&object, "generateName").is_empty();
@@ -52,8 +56,18 @@ pub async fn create_object(target: &Target<'_>, object: Value, warnings: &mut Ve
     loop {
         attempt += 1;
         let last = !generated || attempt == ATTEMPTS;
-        let mut object = if last { std::mem::take(&mut write.object) } else { write.object.clone() };
-        meta::before_create(row, &mut object, &now(), &uuid::Uuid::new_v4().to_string(), rand::random())?;
+        let mut object = if last {
+            std::mem::take(&mut write.object)
+        } else {
+            write.object.clone()
+        };
+        meta::before_create(
+            row,
+            &mut object,
+            &now(),
+            &uuid::Uuid::new_v4().to_string(),
+            rand::random(),
+        )?;
         if generated {
             // Defaults that are made of the name.
             (row.strategy.default)(&mut object);
@@ -81,7 +95,12 @@ pub async fn create_object(target: &Target<'_>, object: Value, warnings: &mut Ve
         warnings.extend((row.strategy.warnings)(&inner.object));
         let mut object = std::mem::take(&mut inner.object);
         if target.dry_run {
-            if target.app.store.get(&row.key(target.namespace, &name)).is_some() {
+            if target
+                .app
+                .store
+                .get(&row.key(target.namespace, &name))
+                .is_some()
+            {
                 return Err(Status::already_exists(&row.group, &row.plural, &name));
             }
             return Ok(Written::Dry(object));
@@ -90,7 +109,16 @@ pub async fn create_object(target: &Target<'_>, object: Value, warnings: &mut Ve
             (row.to_stored)(&mut object);
         }
         let bytes = encode::stored(&object)?;
-        match target.app.store.write(row.key(target.namespace, &name), Expect::Absent, Some(bytes)).await {
+        match target
+            .app
+            .store
+            .write(
+                row.key(target.namespace, &name),
+                Expect::Absent,
+                Some(bytes),
+            )
+            .await
+        {
             Ok(entry) => {
                 reservation.commit();
                 return Ok(Written::Stored(entry));
@@ -99,7 +127,9 @@ pub async fn create_object(target: &Target<'_>, object: Value, warnings: &mut Ve
                 if last {
                     let mut status = Status::already_exists(&row.group, &row.plural, &name);
                     if generated {
-                        status.message.push_str(", the server was not able to generate a unique name for the object");
+                        status.message.push_str(
+                            ", the server was not able to generate a unique name for the object",
+                        );
                     }
                     return Err(status);
                 }

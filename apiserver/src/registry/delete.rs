@@ -50,7 +50,11 @@ pub struct Deleted {
 fn answer(call: &Call, options: &Options, done: &Deleted) -> Answer {
     let row = &call.row;
     // Upstream: 202 when somebody asked for cascading with the old option and the object is still there.
-    let code = if !done.gone && options.orphan_dependents == Some(false) { 202 } else { 200 };
+    let code = if !done.gone && options.orphan_dependents == Some(false) {
+        202
+    } else {
+        200
+    };
     if let Some(v) = &done.dry {
         return form::value(call, code, v);
     }
@@ -76,7 +80,10 @@ pub async fn delete_object(target: &Target<'_>, options: &Options) -> Result<Del
     let (app, row) = (target.app, target.row);
     let key = row.key(target.namespace, target.name);
     loop {
-        let entry = app.store.get(&key).ok_or_else(|| Status::not_found(&row.group, &row.plural, target.name))?;
+        let entry = app
+            .store
+            .get(&key)
+            .ok_or_else(|| Status::not_found(&row.group, &row.plural, target.name))?;
         let old = form::value_of(app, row, &entry)?;
         meta::check_preconditions(row, &old, options, &entry.revision.to_string())?;
         let mut write = Write {
@@ -94,22 +101,45 @@ pub async fn delete_object(target: &Target<'_>, options: &Options) -> Result<Del
         admission::validate(app, &write).await?;
         let old = write.old.unwrap_or_default();
         let result = match meta::before_delete(row, &old, options, &now(), add_seconds) {
-            meta::Deletion::Pending => return Ok(Deleted { entry, dry: None, gone: false, pending: true }),
+            meta::Deletion::Pending => {
+                return Ok(Deleted {
+                    entry,
+                    dry: None,
+                    gone: false,
+                    pending: true,
+                });
+            }
             meta::Deletion::Now => {
                 if target.dry_run {
-                    return Ok(Deleted { entry, dry: None, gone: true, pending: false });
+                    return Ok(Deleted {
+                        entry,
+                        dry: None,
+                        gone: true,
+                        pending: false,
+                    });
                 }
-                app.store.write(key.clone(), Expect::Revision(entry.revision), None).await.map(|entry| (entry, true))
+                app.store
+                    .write(key.clone(), Expect::Revision(entry.revision), None)
+                    .await
+                    .map(|entry| (entry, true))
             }
             meta::Deletion::Mark(mut new) => {
                 if target.dry_run {
-                    return Ok(Deleted { entry, dry: Some(new), gone: false, pending: false });
+                    return Ok(Deleted {
+                        entry,
+                        dry: Some(new),
+                        gone: false,
+                        pending: false,
+                    });
                 }
                 if !row.stored {
                     (row.to_stored)(&mut new);
                 }
                 let bytes = encode::stored(&new)?;
-                app.store.write(key.clone(), Expect::Revision(entry.revision), Some(bytes)).await.map(|entry| (entry, false))
+                app.store
+                    .write(key.clone(), Expect::Revision(entry.revision), Some(bytes))
+                    .await
+                    .map(|entry| (entry, false))
             }
         };
         match result {
@@ -117,7 +147,12 @@ pub async fn delete_object(target: &Target<'_>, options: &Options) -> Result<Del
                 if gone {
                     special::released(app, row, &old);
                 }
-                return Ok(Deleted { entry, dry: None, gone, pending: false });
+                return Ok(Deleted {
+                    entry,
+                    dry: None,
+                    gone,
+                    pending: false,
+                });
             }
             Err(e) if e.is_conflict() => {}
             Err(e) => return Err(e.status()),

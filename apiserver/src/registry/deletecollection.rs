@@ -19,7 +19,12 @@ pub async fn deletecollection(call: &Call, body: &[u8]) -> Answer {
         let item = form::value_of(&call.app, &call.row, entry)?;
         let name = super::meta::text(&item, "name").to_string();
         let namespace = super::meta::text(&item, "namespace").to_string();
-        let target = Target { namespace: &namespace, name: &name, dry_run: options.dry_run, ..call.target() };
+        let target = Target {
+            namespace: &namespace,
+            name: &name,
+            dry_run: options.dry_run,
+            ..call.target()
+        };
         match delete::delete_object(&target, &options).await {
             Ok(_) => {
                 let mut item = item;

@@ -22,7 +22,11 @@ pub fn stored(object: &Value) -> Result<Bytes, Status> {
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(OPENING);
     let mut first = true;
-    for (k, v) in map.get("metadata").and_then(Value::as_object).unwrap_or(&empty) {
+    for (k, v) in map
+        .get("metadata")
+        .and_then(Value::as_object)
+        .unwrap_or(&empty)
+    {
         if k != "resourceVersion" {
             member(&mut out, &mut first, k, v)?;
         }
@@ -55,7 +59,8 @@ pub fn decode(row: &Row, bytes: &[u8]) -> Result<Value, Status> {
     let mut full = BytesMut::with_capacity(row.head.len() + bytes.len());
     full.extend_from_slice(&row.head);
     full.extend_from_slice(bytes.get(1..).unwrap_or(b"}"));
-    serde_json::from_slice(&full).map_err(|e| Status::internal(format!("stored {} cannot be decoded: {e}", row.kind)))
+    serde_json::from_slice(&full)
+        .map_err(|e| Status::internal(format!("stored {} cannot be decoded: {e}", row.kind)))
 }
 
 /// A stored object's full JSON.
@@ -78,7 +83,15 @@ mod tests {
         assert_eq!(&bytes[..], br#"{"metadata":{"name":"x"},"data":{"a":"b"}}"#);
         let t = super::super::table::Table::new(skiff_api::kinds::builtin());
         let row = t.get("", "v1", "configmaps").expect("row");
-        assert_eq!(decode(&row, &bytes), Ok(json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "x"}, "data": {"a": "b"}})));
-        assert_eq!(&full(&row, &bytes)[..], br#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"x"},"data":{"a":"b"}}"#);
+        assert_eq!(
+            decode(&row, &bytes),
+            Ok(
+                json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "x"}, "data": {"a": "b"}})
+            )
+        );
+        assert_eq!(
+            &full(&row, &bytes)[..],
+            br#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"x"},"data":{"a":"b"}}"#
+        );
     }
 }

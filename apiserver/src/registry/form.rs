@@ -38,9 +38,17 @@ pub fn value_of(app: &App, row: &Row, entry: &Entry) -> Result<Value, Status> {
 /// # Errors
 /// 500 when the store is damaged.
 pub fn object(call: &Call, code: u16, entry: &Entry) -> Answer {
-    if call.row.stored && call.accept.form == Form::Object && call.accept.encoding == Encoding::Json {
-        let chunks = VecDeque::from([call.row.head.clone(), entry.value.slice(1.min(entry.value.len())..)]);
-        return Ok(respond::bytes(code, "application/json", Body::new(Chunks::new(chunks))));
+    if call.row.stored && call.accept.form == Form::Object && call.accept.encoding == Encoding::Json
+    {
+        let chunks = VecDeque::from([
+            call.row.head.clone(),
+            entry.value.slice(1.min(entry.value.len())..),
+        ]);
+        return Ok(respond::bytes(
+            code,
+            "application/json",
+            Body::new(Chunks::new(chunks)),
+        ));
     }
     value(call, code, &value_of(&call.app, &call.row, entry)?)
 }
@@ -55,7 +63,14 @@ pub fn value(call: &Call, code: u16, v: &Value) -> Answer {
         Form::Partial { v1beta1 } => partial(v, v1beta1),
         Form::Table { v1beta1 } => {
             let metadata = json!({"resourceVersion": super::meta::text(v, "resourceVersion")});
-            table(&call.row, std::slice::from_ref(v), metadata, v1beta1, &call.options.include_object, true)
+            table(
+                &call.row,
+                std::slice::from_ref(v),
+                metadata,
+                v1beta1,
+                &call.options.include_object,
+                true,
+            )
         }
     };
     Ok(respond::value(code, call.accept, &shown))
@@ -83,8 +98,18 @@ pub fn partial_list(items: &[Value], metadata: Value, v1beta1: bool) -> Value {
 
 /// A Table of objects. `include` is the request's includeObject; `headers` is false on the second and later events of a
 /// watch, as upstream.
-pub fn table(row: &Row, items: &[Value], metadata: Value, v1beta1: bool, include: &str, headers: bool) -> Value {
+pub fn table(
+    row: &Row,
+    items: &[Value],
+    metadata: Value,
+    v1beta1: bool,
+    include: &str,
+    headers: bool,
+) -> Value {
     let now = jiff::Timestamp::now().as_second();
     let include = IncludeObject::parse(include).unwrap_or_default();
-    versioned(api::table(row, items, metadata, include, headers, now), v1beta1)
+    versioned(
+        api::table(row, items, metadata, include, headers, now),
+        v1beta1,
+    )
 }

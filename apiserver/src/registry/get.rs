@@ -8,9 +8,18 @@ use crate::http::Answer;
 /// # Errors
 /// 404; 504 when a resourceVersion of the future is asked for.
 pub fn get(call: &Call) -> Answer {
-    if let Some(rv) = call.options.resource_version.as_deref().filter(|v| *v != "0") {
+    if let Some(rv) = call
+        .options
+        .resource_version
+        .as_deref()
+        .filter(|v| *v != "0")
+    {
         super::list::at_least(&call.app, rv)?;
     }
-    let entry = call.app.store.get(&call.key()).ok_or_else(|| call.not_found())?;
+    let entry = call
+        .app
+        .store
+        .get(&call.key())
+        .ok_or_else(|| call.not_found())?;
     call.object(200, &entry)
 }

@@ -4,9 +4,9 @@
 use super::table::Row;
 use super::{Call, meta as rules};
 use crate::http::{body, negotiate};
+use ::http::HeaderMap;
 use axum::body::Body;
 use bytes::Bytes;
-use ::http::HeaderMap;
 use serde_json::Value;
 use skiff_api::decode::{self, Expect, Strictness};
 use skiff_api::field::FieldError;
@@ -37,18 +37,25 @@ fn content_type(headers: &HeaderMap) -> &str {
 /// # Errors
 /// 400, 415.
 pub fn any(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, Status> {
-    let unreadable = |e: String| Status::bad_request(format!("the object provided is unrecognized: {e}"));
+    let unreadable =
+        |e: String| Status::bad_request(format!("the object provided is unrecognized: {e}"));
     if negotiate::media_type(headers) == protobuf::MEDIA_TYPE {
         return protobuf::decode(bytes);
     }
     let value: Value = match negotiate::body_type(headers)? {
-        negotiate::BodyType::Json => serde_json::from_slice(bytes).map_err(|e| unreadable(e.to_string()))?,
+        negotiate::BodyType::Json => {
+            serde_json::from_slice(bytes).map_err(|e| unreadable(e.to_string()))?
+        }
         negotiate::BodyType::Yaml => {
             let text = std::str::from_utf8(bytes).map_err(|e| unreadable(e.to_string()))?;
             serde_saphyr::from_str(text).map_err(|e| unreadable(e.to_string()))?
         }
     };
-    if value.is_object() { Ok(value) } else { Err(unreadable("it is no object".into())) }
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(unreadable("it is no object".into()))
+    }
 }
 
 /// An object of the row's kind, with its warnings: decoded by its schema and defaulted.
@@ -61,7 +68,12 @@ pub fn object(call: &Call, bytes: &[u8]) -> Result<(Value, Vec<String>), Status>
         // Go's encoder knows the fields: there are none to warn about.
         decode::convert(protobuf::decode(bytes)?, &expect, Strictness::Ignore)?
     } else {
-        decode::decode(bytes, content_type(&call.headers), &expect, strictness(call))?
+        decode::decode(
+            bytes,
+            content_type(&call.headers),
+            &expect,
+            strictness(call),
+        )?
     };
     rules::metadata(&mut object)?;
     (call.row.strategy.default)(&mut object);
@@ -73,7 +85,8 @@ pub fn object(call: &Call, bytes: &[u8]) -> Result<(Value, Vec<String>), Status>
 /// # Errors
 /// 400.
 pub fn finish(call: &Call, object: Value) -> Result<(Value, Vec<String>), Status> {
-    let (mut object, warnings) = decode::convert(object, &Expect::row(&call.row), strictness(call))?;
+    let (mut object, warnings) =
+        decode::convert(object, &Expect::row(&call.row), strictness(call))?;
     rules::metadata(&mut object)?;
     (call.row.strategy.default)(&mut object);
     Ok((object, warnings))

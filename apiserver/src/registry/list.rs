@@ -35,7 +35,9 @@ pub fn resource_version(v: Option<&str>) -> Result<Option<u64>, Status> {
     match v {
         None | Some("") => Ok(None),
         Some(s) => s.parse().map(Some).map_err(|_| {
-            Status::bad_request(format!("Invalid value: {s:?}: resourceVersion must be a number that the server gave"))
+            Status::bad_request(format!(
+                "Invalid value: {s:?}: resourceVersion must be a number that the server gave"
+            ))
         }),
     }
 }
@@ -45,12 +47,18 @@ pub fn resource_version(v: Option<&str>) -> Result<Option<u64>, Status> {
 /// # Errors
 /// 400 when it is no number, 504 when the store is not there yet.
 pub fn at_least(app: &App, rv: &str) -> Result<(), Status> {
-    let Some(wanted) = resource_version(Some(rv))? else { return Ok(()) };
+    let Some(wanted) = resource_version(Some(rv))? else {
+        return Ok(());
+    };
     let current = app.store.revision();
     if wanted <= current {
         return Ok(());
     }
-    let mut s = Status::new(504, "Timeout", format!("Too large resource version: {wanted}, current: {current}"));
+    let mut s = Status::new(
+        504,
+        "Timeout",
+        format!("Too large resource version: {wanted}, current: {current}"),
+    );
     s.details = json!({
         "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
         "retryAfterSeconds": 1,
@@ -66,7 +74,9 @@ fn encode_continue(revision: i64, after: &str) -> String {
 
 /// Revision (-1: the current one) and start below the prefix.
 fn decode_continue(token: &str) -> Result<(i64, String), Status> {
-    let bad = || Status::bad_request("continue key is not valid: it is not a token that this server gave");
+    let bad = || {
+        Status::bad_request("continue key is not valid: it is not a token that this server gave")
+    };
     let bytes = URL_SAFE_NO_PAD
         .decode(token.trim_end_matches('='))
         .or_else(|_| STANDARD.decode(token))
@@ -74,7 +84,9 @@ fn decode_continue(token: &str) -> Result<(i64, String), Status> {
     let v: Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
     let start = v["start"].as_str().unwrap_or("");
     match (v["v"].as_str(), v["rv"].as_i64()) {
-        (Some("meta.k8s.io/v1"), Some(rv)) if rv != 0 && !start.is_empty() && !start.starts_with('/') && !start.contains("..") => {
+        (Some("meta.k8s.io/v1"), Some(rv))
+            if rv != 0 && !start.is_empty() && !start.starts_with('/') && !start.contains("..") =>
+        {
             // The trailing NUL says "after this key" where ranges begin with a key.
             Ok((rv, start.trim_end_matches('\u{0}').to_string()))
         }
@@ -99,11 +111,14 @@ pub fn select(call: &Call) -> Result<Page, Status> {
         if let Some(rv) = &o.resource_version {
             at_least(&call.app, rv)?;
         }
-        let exact = o.resource_version_match == "Exact" || (o.resource_version_match.is_empty() && o.limit > 0);
+        let exact = o.resource_version_match == "Exact"
+            || (o.resource_version_match.is_empty() && o.limit > 0);
         revision = given.filter(|r| *r > 0 && exact);
     } else {
         if o.resource_version.as_deref().is_some_and(|v| v != "0") {
-            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
         }
         let (rv, start) = decode_continue(&o.continue_token)?;
         after = start;
@@ -115,10 +130,21 @@ pub fn select(call: &Call) -> Result<Page, Status> {
     {
         // A list of one name (kubectl get NAME -w, informers of one object) is a look-up.
         let revision = store.revision();
-        let found = store.get(&format!("{prefix}{name}")).filter(|e| selector.matches(e));
-        return Ok(Page { entries: found.into_iter().collect(), revision, next: String::new(), remaining: None });
+        let found = store
+            .get(&format!("{prefix}{name}"))
+            .filter(|e| selector.matches(e));
+        return Ok(Page {
+            entries: found.into_iter().collect(),
+            revision,
+            next: String::new(),
+            remaining: None,
+        });
     }
-    let start_after = if after.is_empty() { String::new() } else { format!("{prefix}{after}") };
+    let start_after = if after.is_empty() {
+        String::new()
+    } else {
+        format!("{prefix}{after}")
+    };
     let everything = selector.is_everything();
     let filter = |e: &Entry| selector.matches(e);
     let range = Range {
@@ -134,14 +160,20 @@ pub fn select(call: &Call) -> Result<Page, Status> {
         Err(e) => return Err(e.status()),
     };
     let next = match page.entries.last() {
-        Some(last) if page.more => {
-            encode_continue(i64::try_from(page.revision).unwrap_or(-1), last.key.get(prefix.len()..).unwrap_or(""))
-        }
+        Some(last) if page.more => encode_continue(
+            i64::try_from(page.revision).unwrap_or(-1),
+            last.key.get(prefix.len()..).unwrap_or(""),
+        ),
         _ => String::new(),
     };
     // Upstream: the rest is not counted when a selector would have to be asked.
     let remaining = (page.more && everything).then_some(page.remaining);
-    Ok(Page { entries: page.entries, revision: page.revision, next, remaining })
+    Ok(Page {
+        entries: page.entries,
+        revision: page.revision,
+        next,
+        remaining,
+    })
 }
 
 /// 410 of a continue token whose revision is compacted, with a fresh token for those who accept an inconsistent rest.
@@ -159,8 +191,13 @@ fn gone(after: &str) -> Status {
 /// 400, 410, 422, 504; 500 when the store is damaged.
 pub fn list(call: &Call) -> Answer {
     let page = select(call)?;
-    if call.row.stored && call.accept.form == Form::Object && call.accept.encoding == Encoding::Json {
-        return Ok(respond::bytes(200, "application/json", Body::new(plain(call, page))));
+    if call.row.stored && call.accept.form == Form::Object && call.accept.encoding == Encoding::Json
+    {
+        return Ok(respond::bytes(
+            200,
+            "application/json",
+            Body::new(plain(call, page)),
+        ));
     }
     let mut metadata = json!({"resourceVersion": page.revision.to_string()});
     if !page.next.is_empty() {
@@ -174,7 +211,14 @@ pub fn list(call: &Call) -> Answer {
         items.push(form::value_of(&call.app, &call.row, e)?);
     }
     let shown = match call.accept.form {
-        Form::Table { v1beta1 } => form::table(&call.row, &items, metadata, v1beta1, &call.options.include_object, true),
+        Form::Table { v1beta1 } => form::table(
+            &call.row,
+            &items,
+            metadata,
+            v1beta1,
+            &call.options.include_object,
+            true,
+        ),
         Form::Partial { v1beta1 } => form::partial_list(&items, metadata, v1beta1),
         Form::Object => {
             for v in &mut items {

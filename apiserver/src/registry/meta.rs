@@ -21,7 +21,9 @@ pub const ORPHAN: &str = "orphan";
 /// 400 when it is there and no object, or when the whole is no object.
 pub fn metadata(object: &mut Value) -> Result<&mut Map<String, Value>, Status> {
     let Some(map) = object.as_object_mut() else {
-        return Err(Status::bad_request("the object provided is unrecognized (must be of type object)"));
+        return Err(Status::bad_request(
+            "the object provided is unrecognized (must be of type object)",
+        ));
     };
     let slot = map.entry("metadata").or_insert(Value::Null);
     if slot.is_null() {
@@ -37,7 +39,10 @@ fn finalizers(object: &Value) -> Vec<&str> {
 }
 
 fn grace(object: &Value) -> Option<i64> {
-    object.get("metadata")?.get("deletionGracePeriodSeconds")?.as_i64()
+    object
+        .get("metadata")?
+        .get("deletionGracePeriodSeconds")?
+        .as_i64()
 }
 
 fn set_grace(m: &mut Map<String, Value>, timestamp: &str, seconds: i64) {
@@ -46,7 +51,11 @@ fn set_grace(m: &mut Map<String, Value>, timestamp: &str, seconds: i64) {
 }
 
 fn bump_generation(m: &mut Map<String, Value>) {
-    if let Some(g) = m.get("generation").and_then(Value::as_i64).filter(|g| *g > 0) {
+    if let Some(g) = m
+        .get("generation")
+        .and_then(Value::as_i64)
+        .filter(|g| *g > 0)
+    {
         m.insert("generation".into(), (g + 1).into());
     }
 }
@@ -66,7 +75,10 @@ pub fn drop_managed_fields(object: &mut Value) {
 /// Is it known who owns which field? It is from an object's first server-side apply on: before that nobody asks, and
 /// keeping it would double every object.
 pub fn has_managed_fields(object: &Value) -> bool {
-    object.pointer("/metadata/managedFields").and_then(Value::as_array).is_some_and(|l| !l.is_empty())
+    object
+        .pointer("/metadata/managedFields")
+        .and_then(Value::as_array)
+        .is_some_and(|l| !l.is_empty())
 }
 
 /// Sets or checks the namespace (rest.EnsureObjectNamespaceMatchesRequestNamespace).
@@ -92,7 +104,12 @@ pub fn match_namespace(row: &Resource, object: &mut Value, namespace: &str) -> R
 ///
 /// # Errors
 /// 400 when they differ or the name is missing.
-pub fn check_name(row: &Resource, object: &Value, name: &str, namespace: &str) -> Result<(), Status> {
+pub fn check_name(
+    row: &Resource,
+    object: &Value,
+    name: &str,
+    namespace: &str,
+) -> Result<(), Status> {
     let given = text(object, "name");
     if given.is_empty() {
         return Err(Status::bad_request(format!(
@@ -118,13 +135,29 @@ pub fn check_name(row: &Resource, object: &Value, name: &str, namespace: &str) -
 ///
 /// # Errors
 /// 400 when a resourceVersion is given, 422 when there is no name at all.
-pub fn before_create(row: &Resource, object: &mut Value, now: &str, uid: &str, random: [u8; 5]) -> Result<(), Status> {
+pub fn before_create(
+    row: &Resource,
+    object: &mut Value,
+    now: &str,
+    uid: &str,
+    random: [u8; 5],
+) -> Result<(), Status> {
     let m = metadata(object)?;
     strip(m);
-    if m.get("resourceVersion").and_then(Value::as_str).is_some_and(|v| !v.is_empty() && v != "0") {
-        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+    if m.get("resourceVersion")
+        .and_then(Value::as_str)
+        .is_some_and(|v| !v.is_empty() && v != "0")
+    {
+        return Err(Status::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        ));
     }
-    for k in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+    for k in [
+        "resourceVersion",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+    ] {
         m.shift_remove(k);
     }
     m.insert("uid".into(), uid.into());
@@ -132,8 +165,14 @@ pub fn before_create(row: &Resource, object: &mut Value, now: &str, uid: &str, r
     if row.strategy.generation {
         m.insert("generation".into(), 1.into());
     }
-    if m.get("name").and_then(Value::as_str).unwrap_or("").is_empty()
-        && let Some(prefix) = m.get("generateName").and_then(Value::as_str).filter(|p| !p.is_empty())
+    if m.get("name")
+        .and_then(Value::as_str)
+        .unwrap_or("")
+        .is_empty()
+        && let Some(prefix) = m
+            .get("generateName")
+            .and_then(Value::as_str)
+            .filter(|p| !p.is_empty())
     {
         let name = meta::generate_name(prefix, random);
         m.insert("name".into(), name.into());
@@ -144,8 +183,18 @@ pub fn before_create(row: &Resource, object: &mut Value, now: &str, uid: &str, r
 
 /// Upstream's order of ObjectMeta's fields, so that stored objects read the same.
 const ORDER: [&str; 12] = [
-    "name", "generateName", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp",
-    "deletionGracePeriodSeconds", "labels", "annotations", "ownerReferences",
+    "name",
+    "generateName",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "labels",
+    "annotations",
+    "ownerReferences",
 ];
 
 /// Puts metadata in upstream's order and drops empty maps and lists, as Go's omitempty does.
@@ -172,7 +221,10 @@ pub fn tidy(m: &mut Map<String, Value>) {
 /// 400 when metadata is no object.
 pub fn before_update(new: &mut Value, old: &Value) -> Result<(), Status> {
     let empty = Map::new();
-    let o = old.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+    let o = old
+        .get("metadata")
+        .and_then(Value::as_object)
+        .unwrap_or(&empty);
     let m = metadata(new)?;
     strip(m);
     for k in ["namespace", "generation", "resourceVersion"] {
@@ -182,7 +234,13 @@ pub fn before_update(new: &mut Value, old: &Value) -> Result<(), Status> {
         };
     }
     // These may be left out; when they are given and differ, validation says so.
-    for k in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generateName"] {
+    for k in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generateName",
+    ] {
         if !m.contains_key(k)
             && let Some(v) = o.get(k)
         {
@@ -200,16 +258,31 @@ pub fn count_generation(row: &Resource, new: &mut Value, old: &Value) {
     }
     let rest = |v: &Value| -> Map<String, Value> {
         v.as_object()
-            .map(|m| m.iter().filter(|(k, _)| !["metadata", "status", "kind", "apiVersion"].contains(&k.as_str())).map(|(k, v)| (k.clone(), v.clone())).collect())
+            .map(|m| {
+                m.iter()
+                    .filter(|(k, _)| {
+                        !["metadata", "status", "kind", "apiVersion"].contains(&k.as_str())
+                    })
+                    .map(|(k, v)| (k.clone(), v.clone()))
+                    .collect()
+            })
             .unwrap_or_default()
     };
     let mut changed = rest(new) != rest(old);
     // Deployments copy annotations to their ReplicaSets, so the controller must see their change as one of the spec.
     if row.plural == "deployments" && row.group == "apps" {
-        let annotations = |v: &Value| v.get("metadata").and_then(|m| m.get("annotations")).cloned();
+        let annotations = |v: &Value| {
+            v.get("metadata")
+                .and_then(|m| m.get("annotations"))
+                .cloned()
+        };
         changed |= annotations(new) != annotations(old);
     }
-    let old_generation = old.get("metadata").and_then(|m| m.get("generation")).and_then(Value::as_i64).unwrap_or(0);
+    let old_generation = old
+        .get("metadata")
+        .and_then(|m| m.get("generation"))
+        .and_then(Value::as_i64)
+        .unwrap_or(0);
     if changed && let Ok(m) = metadata(new) {
         let had = m.contains_key("generation");
         m.insert("generation".into(), (old_generation + 1).into());
@@ -234,8 +307,20 @@ pub enum Deletion {
 ///
 /// # Errors
 /// 409 when one does not hold.
-pub fn check_preconditions(row: &Resource, object: &Value, o: &Options, revision: &str) -> Result<(), Status> {
-    let conflict = |why: String| Err(Status::conflict(&row.group, &row.plural, text(object, "name"), &why));
+pub fn check_preconditions(
+    row: &Resource,
+    object: &Value,
+    o: &Options,
+    revision: &str,
+) -> Result<(), Status> {
+    let conflict = |why: String| {
+        Err(Status::conflict(
+            &row.group,
+            &row.plural,
+            text(object, "name"),
+            &why,
+        ))
+    };
     if let Some(uid) = &o.precondition_uid
         && uid != text(object, "uid")
     {
@@ -260,11 +345,22 @@ fn grace_of(row: &Resource, object: &Value, asked: Option<i64>) -> Option<i64> {
         return None;
     }
     let at = |p: &str| object.pointer(p);
-    let mut period = asked.unwrap_or_else(|| at("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0));
-    if at("/spec/nodeName").and_then(Value::as_str).unwrap_or("").is_empty() {
+    let mut period = asked.unwrap_or_else(|| {
+        at("/spec/terminationGracePeriodSeconds")
+            .and_then(Value::as_i64)
+            .unwrap_or(0)
+    });
+    if at("/spec/nodeName")
+        .and_then(Value::as_str)
+        .unwrap_or("")
+        .is_empty()
+    {
         period = 0;
     }
-    if matches!(at("/status/phase").and_then(Value::as_str), Some("Succeeded" | "Failed")) {
+    if matches!(
+        at("/status/phase").and_then(Value::as_str),
+        Some("Succeeded" | "Failed")
+    ) {
         period = 0;
     }
     Some(if period < 0 { 1 } else { period })
@@ -285,7 +381,10 @@ fn gc_finalizers(row: &Resource, object: &Value, o: &Options) -> Option<Vec<Stri
         (None, None) => {
             existing.contains(&ORPHAN)
                 || (!existing.contains(&FOREGROUND)
-                    && matches!((row.group.as_ref(), row.plural.as_ref()), ("", "replicationcontrollers") | ("batch", "jobs")))
+                    && matches!(
+                        (row.group.as_ref(), row.plural.as_ref()),
+                        ("", "replicationcontrollers") | ("batch", "jobs")
+                    ))
         }
     };
     let foreground = match (o.orphan_dependents, policy) {
@@ -293,7 +392,11 @@ fn gc_finalizers(row: &Resource, object: &Value, o: &Options) -> Option<Vec<Stri
         (None, Some(p)) => p == "Foreground",
         (None, None) => existing.contains(&FOREGROUND),
     };
-    let mut new: Vec<String> = existing.iter().filter(|f| **f != ORPHAN && **f != FOREGROUND).map(ToString::to_string).collect();
+    let mut new: Vec<String> = existing
+        .iter()
+        .filter(|f| **f != ORPHAN && **f != FOREGROUND)
+        .map(ToString::to_string)
+        .collect();
     if orphan {
         new.push(ORPHAN.into());
     }
@@ -308,7 +411,13 @@ fn gc_finalizers(row: &Resource, object: &Value, o: &Options) -> Option<Vec<Stri
 }
 
 /// Decides what a DELETE does. `now` and `add` make RFC 3339 times: the present, and a time moved by seconds.
-pub fn before_delete(row: &Resource, object: &Value, o: &Options, now: &str, add: fn(&str, i64) -> String) -> Deletion {
+pub fn before_delete(
+    row: &Resource,
+    object: &Value,
+    o: &Options,
+    now: &str,
+    add: fn(&str, i64) -> String,
+) -> Deletion {
     let asked = grace_of(row, object, o.grace_period_seconds);
     let mut new = object.clone();
     let mut graceful = false;
@@ -366,14 +475,21 @@ pub fn before_delete(row: &Resource, object: &Value, o: &Options, now: &str, add
             m.shift_remove("deletionGracePeriodSeconds");
         }
     }
-    if new == *object { Deletion::Pending } else { Deletion::Mark(new) }
+    if new == *object {
+        Deletion::Pending
+    } else {
+        Deletion::Mark(new)
+    }
 }
 
 /// Namespaces have finalizers in their spec, too.
 fn has_spec_finalizers(row: &Resource, object: &Value) -> bool {
     row.group.is_empty()
         && row.plural == "namespaces"
-        && object.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|l| !l.is_empty())
+        && object
+            .pointer("/spec/finalizers")
+            .and_then(Value::as_array)
+            .is_some_and(|l| !l.is_empty())
 }
 
 /// After an update: is this object, whose deletion had begun, done for? (ShouldDeleteDuringUpdate)
@@ -409,7 +525,10 @@ mod tests {
     use serde_json::json;
 
     fn row(group: &str, plural: &str) -> Resource {
-        skiff_api::kinds::builtin().into_iter().find(|r| r.group == group && r.plural == plural).expect("row")
+        skiff_api::kinds::builtin()
+            .into_iter()
+            .find(|r| r.group == group && r.plural == plural)
+            .expect("row")
     }
 
     fn add(t: &str, s: i64) -> String {
@@ -431,9 +550,19 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
-        let zero = Options { grace_period_seconds: Some(0), ..Options::default() };
+        let zero = Options {
+            grace_period_seconds: Some(0),
+            ..Options::default()
+        };
         assert_eq!(delete("pods", running, zero), Deletion::Now);
-        assert_eq!(delete("pods", json!({"metadata": {}, "spec": {"terminationGracePeriodSeconds": 30}}), Options::default()), Deletion::Now);
+        assert_eq!(
+            delete(
+                "pods",
+                json!({"metadata": {}, "spec": {"terminationGracePeriodSeconds": 30}}),
+                Options::default()
+            ),
+            Deletion::Now
+        );
         let done = json!({"metadata": {}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}, "status": {"phase": "Succeeded"}});
         assert_eq!(delete("pods", done, Options::default()), Deletion::Now);
     }
@@ -441,8 +570,14 @@ mod tests {
     #[test]
     fn grace_may_only_become_shorter() {
         let going = json!({"metadata": {"deletionTimestamp": "t", "deletionGracePeriodSeconds": 30}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}});
-        let ask = |s| Options { grace_period_seconds: Some(s), ..Options::default() };
-        assert_eq!(delete("pods", going.clone(), Options::default()), Deletion::Pending);
+        let ask = |s| Options {
+            grace_period_seconds: Some(s),
+            ..Options::default()
+        };
+        assert_eq!(
+            delete("pods", going.clone(), Options::default()),
+            Deletion::Pending
+        );
         assert_eq!(delete("pods", going.clone(), ask(60)), Deletion::Pending);
         match delete("pods", going.clone(), ask(5)) {
             Deletion::Mark(v) => assert_eq!(v["metadata"]["deletionTimestamp"], "t-25"),
@@ -453,18 +588,34 @@ mod tests {
 
     #[test]
     fn finalizers_hold_an_object_and_policies_add_theirs() {
-        match delete("configmaps", json!({"metadata": {"finalizers": ["x/y"]}}), Options::default()) {
+        match delete(
+            "configmaps",
+            json!({"metadata": {"finalizers": ["x/y"]}}),
+            Options::default(),
+        ) {
             Deletion::Mark(v) => assert_eq!(v["metadata"]["deletionGracePeriodSeconds"], 0),
             other => panic!("{other:?}"),
         }
-        assert_eq!(delete("configmaps", json!({"metadata": {}}), Options::default()), Deletion::Now);
-        let foreground = Options { propagation_policy: Some("Foreground".into()), ..Options::default() };
+        assert_eq!(
+            delete("configmaps", json!({"metadata": {}}), Options::default()),
+            Deletion::Now
+        );
+        let foreground = Options {
+            propagation_policy: Some("Foreground".into()),
+            ..Options::default()
+        };
         match delete("configmaps", json!({"metadata": {}}), foreground) {
-            Deletion::Mark(v) => assert_eq!(v["metadata"]["finalizers"], json!(["foregroundDeletion"])),
+            Deletion::Mark(v) => {
+                assert_eq!(v["metadata"]["finalizers"], json!(["foregroundDeletion"]))
+            }
             other => panic!("{other:?}"),
         }
         // Replication controllers orphan by default, as ever.
-        match delete("replicationcontrollers", json!({"metadata": {}}), Options::default()) {
+        match delete(
+            "replicationcontrollers",
+            json!({"metadata": {}}),
+            Options::default(),
+        ) {
             Deletion::Mark(v) => assert_eq!(v["metadata"]["finalizers"], json!(["orphan"])),
             other => panic!("{other:?}"),
         }
@@ -478,11 +629,17 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(marked["status"]["phase"], "Terminating");
-        assert_eq!(delete("namespaces", marked.clone(), Options::default()), Deletion::Pending);
+        assert_eq!(
+            delete("namespaces", marked.clone(), Options::default()),
+            Deletion::Pending
+        );
         let mut done = marked.clone();
         done["spec"]["finalizers"] = json!([]);
         assert!(delete_during_update(&row("", "namespaces"), &done, &marked));
-        assert_eq!(delete("namespaces", done, Options::default()), Deletion::Now);
+        assert_eq!(
+            delete("namespaces", done, Options::default()),
+            Deletion::Now
+        );
     }
 
     #[test]

@@ -24,8 +24,8 @@ use crate::auth::UserInfo;
 use crate::http::negotiate::{self, Accept};
 use crate::http::{Answer, Request, respond};
 use crate::store::Entry;
-use axum::body::Body;
 use ::http::{HeaderMap, Response};
+use axum::body::Body;
 use options::Options;
 use serde_json::Value;
 use skiff_api::resource::Context;
@@ -93,7 +93,11 @@ pub async fn handle(app: &Arc<App>, row: Arc<Row>, mut request: Request) -> Answ
         return Err(Status::no_route());
     }
     // The namespaces resource has its name in the namespace's place, for authorization.
-    let namespace = if row.namespaced() { info.namespace } else { String::new() };
+    let namespace = if row.namespaced() {
+        info.namespace
+    } else {
+        String::new()
+    };
     let call = Call {
         app: app.clone(),
         namespace,
@@ -109,7 +113,9 @@ pub async fn handle(app: &Arc<App>, row: Arc<Row>, mut request: Request) -> Answ
         return Err(Status::no_route());
     }
     if !call.subresource.is_empty() {
-        let Some(sub) = call.row.subresource(&call.subresource) else { return Err(Status::no_route()) };
+        let Some(sub) = call.row.subresource(&call.subresource) else {
+            return Err(Status::no_route());
+        };
         if call.row.namespaced() && call.namespace.is_empty() {
             return Err(Status::no_route());
         }
@@ -120,7 +126,11 @@ pub async fn handle(app: &Arc<App>, row: Arc<Row>, mut request: Request) -> Answ
         let collection = matches!(info.verb, "list" | "watch");
         if call.row.namespaced() && call.namespace.is_empty() && !collection {
             // Collections over all namespaces can be read and nothing else; objects are below their namespace alone.
-            return Err(if call.name.is_empty() { method_not_allowed() } else { Status::no_route() });
+            return Err(if call.name.is_empty() {
+                method_not_allowed()
+            } else {
+                Status::no_route()
+            });
         }
         let misplaced = match info.verb {
             "create" => !call.name.is_empty(),
@@ -139,8 +149,9 @@ pub async fn handle(app: &Arc<App>, row: Arc<Row>, mut request: Request) -> Answ
 
 /// Upstream's warning on every request of a deprecated kind.
 fn deprecation(row: &Row) -> Option<String> {
-    (row.storage == "core/endpoints")
-        .then(|| "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_string())
+    (row.storage == "core/endpoints").then(|| {
+        "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_string()
+    })
 }
 
 /// Runs a write to its end even when the client goes away: a write that is dropped half-way may have happened, and what
@@ -172,7 +183,10 @@ async fn dispatch(call: Call, verb: &'static str, slot: &mut Body) -> Answer {
             ("patch", _) => patch::patch(&call, &body).await,
             ("delete", "") => delete::delete(&call, &body).await,
             ("deletecollection", "") => deletecollection::deletecollection(&call, &body).await,
-            (verb, sub) => Err(Status::not_implemented(format!("{verb} of {}/{sub}", call.row.plural))),
+            (verb, sub) => Err(Status::not_implemented(format!(
+                "{verb} of {}/{sub}",
+                call.row.plural
+            ))),
         }
     })
     .await
@@ -200,7 +214,10 @@ pub struct Target<'a> {
 impl Target<'_> {
     /// What strategies are told.
     pub fn context(&self) -> Context {
-        Context { now: now(), user: self.user.name.clone() }
+        Context {
+            now: now(),
+            user: self.user.name.clone(),
+        }
     }
 }
 
@@ -223,7 +240,11 @@ impl Call {
         if !self.options.field_manager.is_empty() {
             return self.options.field_manager.clone();
         }
-        let agent = self.headers.get(::http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("");
+        let agent = self
+            .headers
+            .get(::http::header::USER_AGENT)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or("");
         skiff_api::patch::apply::default_manager(agent)
     }
 

@@ -52,8 +52,9 @@ pub struct Options {
 }
 
 fn int<T: std::str::FromStr>(v: &str) -> Result<T, Status> {
-    v.parse()
-        .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {v:?}: invalid syntax")))
+    v.parse().map_err(|_| {
+        Status::bad_request(format!("strconv.ParseInt: parsing {v:?}: invalid syntax"))
+    })
 }
 
 impl Options {
@@ -77,12 +78,18 @@ impl Options {
                 "continue" => o.continue_token = v,
                 "resourceVersion" => o.resource_version = Some(v),
                 "resourceVersionMatch" => o.resource_version_match = v,
-                "timeoutSeconds" => o.timeout_seconds = Some(u64::try_from(int::<i64>(&v)?).unwrap_or(0)),
+                "timeoutSeconds" => {
+                    o.timeout_seconds = Some(u64::try_from(int::<i64>(&v)?).unwrap_or(0))
+                }
                 "allowWatchBookmarks" => o.allow_watch_bookmarks = truthy(&v),
                 "sendInitialEvents" => o.send_initial_events = Some(truthy(&v)),
                 "dryRun" => {
                     if v != "All" {
-                        return Err(invalid_options(&[FieldError::not_supported("dryRun", v, &["All"])]));
+                        return Err(invalid_options(&[FieldError::not_supported(
+                            "dryRun",
+                            v,
+                            &["All"],
+                        )]));
                     }
                     o.dry_run = true;
                 }
@@ -114,28 +121,49 @@ impl Options {
     /// # Errors
     /// 400 for wrong types, 422 for values that are not allowed.
     pub fn merge_delete_body(&mut self, body: &Value) -> Result<(), Status> {
-        let kind = body.get("kind").and_then(Value::as_str).unwrap_or("DeleteOptions");
+        let kind = body
+            .get("kind")
+            .and_then(Value::as_str)
+            .unwrap_or("DeleteOptions");
         if kind != "DeleteOptions" {
-            return Err(Status::bad_request(format!("decoded object cannot be converted to DeleteOptions (it is {kind})")));
+            return Err(Status::bad_request(format!(
+                "decoded object cannot be converted to DeleteOptions (it is {kind})"
+            )));
         }
         let wrong = |field: &str, want: &str| {
-            Status::bad_request(format!("json: cannot unmarshal DeleteOptions.{field}: want {want}"))
+            Status::bad_request(format!(
+                "json: cannot unmarshal DeleteOptions.{field}: want {want}"
+            ))
         };
         let given = |field: &str| body.get(field).filter(|v| !v.is_null());
         if let Some(v) = given("gracePeriodSeconds") {
-            self.grace_period_seconds = Some(v.as_i64().ok_or_else(|| wrong("gracePeriodSeconds", "integer"))?);
+            self.grace_period_seconds = Some(
+                v.as_i64()
+                    .ok_or_else(|| wrong("gracePeriodSeconds", "integer"))?,
+            );
         }
         if let Some(v) = given("propagationPolicy") {
-            self.propagation_policy = Some(v.as_str().ok_or_else(|| wrong("propagationPolicy", "string"))?.to_string());
+            self.propagation_policy = Some(
+                v.as_str()
+                    .ok_or_else(|| wrong("propagationPolicy", "string"))?
+                    .to_string(),
+            );
         }
         if let Some(v) = given("orphanDependents") {
-            self.orphan_dependents = Some(v.as_bool().ok_or_else(|| wrong("orphanDependents", "boolean"))?);
+            self.orphan_dependents = Some(
+                v.as_bool()
+                    .ok_or_else(|| wrong("orphanDependents", "boolean"))?,
+            );
         }
         if let Some(v) = given("dryRun") {
             let list = v.as_array().ok_or_else(|| wrong("dryRun", "list"))?;
             for d in list {
                 if d != "All" {
-                    return Err(invalid_options(&[FieldError::not_supported("dryRun", d.clone(), &["All"])]));
+                    return Err(invalid_options(&[FieldError::not_supported(
+                        "dryRun",
+                        d.clone(),
+                        &["All"],
+                    )]));
                 }
                 self.dry_run = true;
             }
@@ -173,7 +201,11 @@ impl Options {
         if let Some(g) = self.grace_period_seconds
             && g < 0
         {
-            errors.push(FieldError::invalid("gracePeriodSeconds", g, "must be greater than or equal to 0"));
+            errors.push(FieldError::invalid(
+                "gracePeriodSeconds",
+                g,
+                "must be greater than or equal to 0",
+            ));
         }
         if errors.is_empty() {
             return Ok(());
@@ -208,7 +240,10 @@ impl Options {
             }
         } else {
             if self.send_initial_events.is_some() {
-                errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+                errors.push(FieldError::forbidden(
+                    "sendInitialEvents",
+                    "sendInitialEvents is forbidden for list",
+                ));
             }
             if !rvm.is_empty() {
                 let rv = self.resource_version.as_deref().unwrap_or("");
@@ -225,7 +260,11 @@ impl Options {
                     ));
                 }
                 if rvm != "Exact" && rvm != "NotOlderThan" {
-                    errors.push(FieldError::not_supported("resourceVersionMatch", rvm, &["Exact", "NotOlderThan", ""]));
+                    errors.push(FieldError::not_supported(
+                        "resourceVersionMatch",
+                        rvm,
+                        &["Exact", "NotOlderThan", ""],
+                    ));
                 }
                 if rvm == "Exact" && rv == "0" {
                     errors.push(FieldError::forbidden(
@@ -235,7 +274,11 @@ impl Options {
                 }
             }
         }
-        if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "ListOptions", "", &errors)) }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(Status::invalid("meta.k8s.io", "ListOptions", "", &errors))
+        }
     }
 }
 
@@ -251,7 +294,11 @@ mod tests {
     #[test]
     fn numbers_that_are_none_are_refused() {
         assert_eq!(Options::parse("limit=x").map_err(|e| e.code), Err(400));
-        assert_eq!(Options::parse("limit=5&continue=&labelSelector=a%3Db").map(|o| (o.limit, o.label_selector)), Ok((5, "a=b".into())));
+        assert_eq!(
+            Options::parse("limit=5&continue=&labelSelector=a%3Db")
+                .map(|o| (o.limit, o.label_selector)),
+            Ok((5, "a=b".into()))
+        );
     }
 
     #[test]
@@ -259,7 +306,14 @@ mod tests {
         let mut o = Options::default();
         let body = json!({"kind": "DeleteOptions", "gracePeriodSeconds": 0, "preconditions": {"uid": "u"}, "dryRun": ["All"]});
         assert_eq!(o.merge_delete_body(&body), Ok(()));
-        assert_eq!((o.grace_period_seconds, o.precondition_uid.as_deref(), o.dry_run), (Some(0), Some("u"), true));
+        assert_eq!(
+            (
+                o.grace_period_seconds,
+                o.precondition_uid.as_deref(),
+                o.dry_run
+            ),
+            (Some(0), Some("u"), true)
+        );
         o.propagation_policy = Some("Sideways".into());
         assert_eq!(o.check_delete().map_err(|e| e.code), Err(422));
     }
@@ -268,7 +322,8 @@ mod tests {
     fn match_without_a_version_is_refused() {
         let o = Options::parse("resourceVersionMatch=Exact").unwrap_or_default();
         assert_eq!(o.check_list(false).map_err(|e| e.code), Err(422));
-        let o = Options::parse("resourceVersionMatch=NotOlderThan&sendInitialEvents=true").unwrap_or_default();
+        let o = Options::parse("resourceVersionMatch=NotOlderThan&sendInitialEvents=true")
+            .unwrap_or_default();
         assert_eq!(o.check_list(true), Ok(()));
     }
 }

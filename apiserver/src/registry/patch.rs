@@ -40,7 +40,9 @@ fn apply(kind: Kind, body: &[u8], current: &Value, schema: &str) -> Result<Value
     match kind {
         Kind::Json => skiff_api::patch::json::apply(current, body),
         Kind::Merge => skiff_api::patch::merge::apply(current, body),
-        Kind::Strategic => skiff_api::patch::strategic::apply(current, body, skiff_api::schema::lookup(schema)),
+        Kind::Strategic => {
+            skiff_api::patch::strategic::apply(current, body, skiff_api::schema::lookup(schema))
+        }
     }
 }
 
@@ -49,7 +51,10 @@ fn apply(kind: Kind, body: &[u8], current: &Value, schema: &str) -> Result<Value
 /// # Errors
 /// Every refusal of the request.
 pub async fn patch(call: &Call, body: &[u8]) -> Answer {
-    let wrong = ssa::validate_field_manager(&call.options.field_manager, negotiate::media_type(&call.headers) == APPLY);
+    let wrong = ssa::validate_field_manager(
+        &call.options.field_manager,
+        negotiate::media_type(&call.headers) == APPLY,
+    );
     if !wrong.is_empty() {
         return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &wrong));
     }
@@ -57,29 +62,41 @@ pub async fn patch(call: &Call, body: &[u8]) -> Answer {
         return apply_configuration(call, body).await;
     }
     if call.options.force {
-        let e = skiff_api::field::FieldError::forbidden("force", "may not be specified for non-apply patch");
+        let e = skiff_api::field::FieldError::forbidden(
+            "force",
+            "may not be specified for non-apply patch",
+        );
         return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[e]));
     }
     let kind = kind(call)?;
     if call.subresource == "scale" {
-        return scale::patch(call, |scale| apply(kind, body, scale, "io.k8s.api.autoscaling.v1.Scale")).await;
+        return scale::patch(call, |scale| {
+            apply(kind, body, scale, "io.k8s.api.autoscaling.v1.Scale")
+        })
+        .await;
     }
     let mut warnings = Vec::new();
     let mut strict = Vec::new();
-    let written = update_object_as(&call.target(), Some(&call.manager()), &mut warnings, false, |current| {
-        let new = apply(kind, body, current, &call.row.schema)?;
-        for k in ["kind", "apiVersion"] {
-            if new[k] != current[k] {
-                return Err(Status::bad_request(format!(
-                    "the {k} in the patch ({}) does not match the object's ({})",
-                    new[k], current[k]
-                )));
+    let written = update_object_as(
+        &call.target(),
+        Some(&call.manager()),
+        &mut warnings,
+        false,
+        |current| {
+            let new = apply(kind, body, current, &call.row.schema)?;
+            for k in ["kind", "apiVersion"] {
+                if new[k] != current[k] {
+                    return Err(Status::bad_request(format!(
+                        "the {k} in the patch ({}) does not match the object's ({})",
+                        new[k], current[k]
+                    )));
+                }
             }
-        }
-        let (object, w) = input::finish(call, new)?;
-        strict = w;
-        Ok(object)
-    })
+            let (object, w) = input::finish(call, new)?;
+            strict = w;
+            Ok(object)
+        },
+    )
     .await?;
     warnings.extend(strict);
     written.answer(call, 200, &warnings)
@@ -88,9 +105,19 @@ pub async fn patch(call: &Call, body: &[u8]) -> Answer {
 /// Server-side apply: the body is what its manager wants; an object that is not there is made.
 async fn apply_configuration(call: &Call, body: &[u8]) -> Answer {
     let strictness = decode::Strictness::parse(&call.options.field_validation).unwrap_or_default();
-    let (mut applied, mut warnings) = decode::decode(body, "application/yaml", &Expect::row(&call.row), strictness)?;
+    let (mut applied, mut warnings) = decode::decode(
+        body,
+        "application/yaml",
+        &Expect::row(&call.row),
+        strictness,
+    )?;
     let metadata = meta::metadata(&mut applied)?;
-    if metadata.get("name").and_then(Value::as_str).unwrap_or("").is_empty() {
+    if metadata
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or("")
+        .is_empty()
+    {
         metadata.insert("name".into(), call.name.as_str().into());
     }
     meta::check_name(&call.row, &applied, &call.name, &call.namespace)?;
@@ -113,10 +140,18 @@ async fn apply_configuration(call: &Call, body: &[u8]) -> Answer {
             }
             let uid = meta::text(&applied, "uid");
             if !uid.is_empty() {
-                let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
-                return Err(Status::conflict(&call.row.group, &call.row.plural, &call.name, &why));
+                let why = format!(
+                    "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                );
+                return Err(Status::conflict(
+                    &call.row.group,
+                    &call.row.plural,
+                    &call.name,
+                    &why,
+                ));
             }
-            let mut object = ssa::apply(&Value::Null, &applied, schema, &request, call.options.force)?;
+            let mut object =
+                ssa::apply(&Value::Null, &applied, schema, &request, call.options.force)?;
             (call.row.strategy.default)(&mut object);
             match create::create_object(&target, object, &mut warnings).await {
                 // Somebody else made it in between.

@@ -9,7 +9,8 @@ use skiff_api::status::Status;
 
 /// The Scale of a workload.
 pub fn scale_of(v: &Value) -> Value {
-    let mut metadata = json!({"name": meta::text(v, "name"), "namespace": meta::text(v, "namespace")});
+    let mut metadata =
+        json!({"name": meta::text(v, "name"), "namespace": meta::text(v, "namespace")});
     for k in ["uid", "resourceVersion", "creationTimestamp"] {
         let t = meta::text(v, k);
         if !t.is_empty() {
@@ -33,16 +34,32 @@ pub fn scale_of(v: &Value) -> Value {
 
 /// A label selector (or a replication controller's plain map) as text, as metav1.FormatLabelSelector writes it.
 fn selector_text(selector: &Value) -> String {
-    let Some(map) = selector.as_object() else { return String::new() };
+    let Some(map) = selector.as_object() else {
+        return String::new();
+    };
     let plain = !map.contains_key("matchLabels") && !map.contains_key("matchExpressions");
     let mut parts = Vec::new();
-    let labels = if plain { Some(map) } else { selector.get("matchLabels").and_then(Value::as_object) };
+    let labels = if plain {
+        Some(map)
+    } else {
+        selector.get("matchLabels").and_then(Value::as_object)
+    };
     for (k, v) in labels.into_iter().flatten() {
         parts.push((k.clone(), format!("{k}={}", v.as_str().unwrap_or(""))));
     }
-    for e in selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
+    for e in selector
+        .get("matchExpressions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         let key = e["key"].as_str().unwrap_or("");
-        let mut values: Vec<&str> = e["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let mut values: Vec<&str> = e["values"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         values.sort_unstable();
         let values = values.join(",");
         let text = match e["operator"].as_str().unwrap_or("") {
@@ -55,11 +72,19 @@ fn selector_text(selector: &Value) -> String {
         parts.push((key.to_string(), text));
     }
     parts.sort();
-    parts.into_iter().map(|(_, t)| t).collect::<Vec<_>>().join(",")
+    parts
+        .into_iter()
+        .map(|(_, t)| t)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn current(call: &Call) -> Result<Value, Status> {
-    let entry = call.app.store.get(&call.key()).ok_or_else(|| call.not_found())?;
+    let entry = call
+        .app
+        .store
+        .get(&call.key())
+        .ok_or_else(|| call.not_found())?;
     form::value_of(&call.app, &call.row, &entry)
 }
 
@@ -82,7 +107,11 @@ fn apply(call: &Call, current: &Value, scale: &Value) -> Result<Value, Status> {
             .ok_or_else(|| Status::bad_request("Scale.spec.replicas: want a 32-bit integer"))?,
     };
     if replicas < 0 {
-        return Err(wrong(&[FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0")]));
+        return Err(wrong(&[FieldError::invalid(
+            "spec.replicas",
+            replicas,
+            "must be greater than or equal to 0",
+        )]));
     }
     let mut new = current.clone();
     if !new["spec"].is_object() {
@@ -101,7 +130,9 @@ fn apply(call: &Call, current: &Value, scale: &Value) -> Result<Value, Status> {
 fn check(call: &Call, scale: &Value) -> Result<(), Status> {
     let kind = scale["kind"].as_str().unwrap_or("");
     if !kind.is_empty() && kind != "Scale" {
-        return Err(Status::bad_request(format!("the object provided is no Scale (kind {kind})")));
+        return Err(Status::bad_request(format!(
+            "the object provided is no Scale (kind {kind})"
+        )));
     }
     meta::check_name(&call.row, scale, &call.name, &call.namespace)
 }
@@ -115,7 +146,14 @@ pub async fn update(call: &Call, body: &[u8]) -> Answer {
     check(call, &scale)?;
     let given = meta::text(&scale, "resourceVersion").to_string();
     let mut warnings = Vec::new();
-    let written = update_object_as(&call.target(), Some(&call.manager()), &mut warnings, !given.is_empty(), |old| apply(call, old, &scale)).await?;
+    let written = update_object_as(
+        &call.target(),
+        Some(&call.manager()),
+        &mut warnings,
+        !given.is_empty(),
+        |old| apply(call, old, &scale),
+    )
+    .await?;
     answer(call, &written, &warnings)
 }
 
@@ -125,11 +163,17 @@ pub async fn update(call: &Call, body: &[u8]) -> Answer {
 /// 400, 404, 409, 422.
 pub async fn patch(call: &Call, change: impl Fn(&Value) -> Result<Value, Status>) -> Answer {
     let mut warnings = Vec::new();
-    let written = update_object_as(&call.target(), Some(&call.manager()), &mut warnings, false, |old| {
-        let scale = change(&scale_of(old))?;
-        check(call, &scale)?;
-        apply(call, old, &scale)
-    })
+    let written = update_object_as(
+        &call.target(),
+        Some(&call.manager()),
+        &mut warnings,
+        false,
+        |old| {
+            let scale = change(&scale_of(old))?;
+            check(call, &scale)?;
+            apply(call, old, &scale)
+        },
+    )
     .await?;
     answer(call, &written, &warnings)
 }

@@ -34,9 +34,16 @@ impl Selector {
             Cow::from(&o.field_selector)
         } else {
             let comma = if o.field_selector.is_empty() { "" } else { "," };
-            Cow::from(format!("{}{comma}metadata.name={}", o.field_selector, call.name))
+            Cow::from(format!(
+                "{}{comma}metadata.name={}",
+                o.field_selector, call.name
+            ))
         };
-        let fields = if text.is_empty() { FieldSelector::default() } else { FieldSelector::parse(&text, &call.row)? };
+        let fields = if text.is_empty() {
+            FieldSelector::default()
+        } else {
+            FieldSelector::parse(&text, &call.row)?
+        };
         Ok(Self { labels, fields })
     }
 
@@ -61,7 +68,10 @@ impl Selector {
         if !namespaced || !namespace.is_empty() {
             return Some(name.to_string());
         }
-        let ns = self.fields.exact("metadata.namespace").filter(|n| !n.is_empty())?;
+        let ns = self
+            .fields
+            .exact("metadata.namespace")
+            .filter(|n| !n.is_empty())?;
         Some(format!("{ns}/{name}"))
     }
 }
@@ -85,15 +95,26 @@ pub fn attributes_of(rows: &[Arc<Row>]) -> AttributesOf {
     let mut by_prefix: HashMap<String, Vec<Arc<Row>>> = HashMap::new();
     for row in rows {
         if !row.fields.is_empty() {
-            by_prefix.entry(row.prefix.clone()).or_default().push(row.clone());
+            by_prefix
+                .entry(row.prefix.clone())
+                .or_default()
+                .push(row.clone());
         }
     }
     Arc::new(move |key, value| {
         let Some(rows) = by_prefix.get(collection(key)) else {
-            let labels = serde_json::from_slice::<Head<'_>>(value).ok().and_then(|h| h.metadata.labels).unwrap_or_default();
-            return Attributes::new(labels.iter().map(|(k, v)| (k.as_ref(), v.as_ref())), std::iter::empty());
+            let labels = serde_json::from_slice::<Head<'_>>(value)
+                .ok()
+                .and_then(|h| h.metadata.labels)
+                .unwrap_or_default();
+            return Attributes::new(
+                labels.iter().map(|(k, v)| (k.as_ref(), v.as_ref())),
+                std::iter::empty(),
+            );
         };
-        let Ok(object) = serde_json::from_slice::<Value>(value) else { return Attributes::default() };
+        let Ok(object) = serde_json::from_slice::<Value>(value) else {
+            return Attributes::default();
+        };
         let mut fields: Vec<(&str, String)> = Vec::new();
         for row in rows {
             let converted = (!row.stored).then(|| {
@@ -112,9 +133,14 @@ pub fn attributes_of(rows: &[Arc<Row>]) -> AttributesOf {
                 }
             }
         }
-        let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
+        let labels = object
+            .pointer("/metadata/labels")
+            .and_then(Value::as_object);
         Attributes::new(
-            labels.into_iter().flatten().map(|(k, v)| (k.as_str(), v.as_str().unwrap_or(""))),
+            labels
+                .into_iter()
+                .flatten()
+                .map(|(k, v)| (k.as_str(), v.as_str().unwrap_or(""))),
             fields.iter().map(|(k, v)| (*k, v.as_str())),
         )
     })
@@ -129,7 +155,10 @@ mod tests {
     fn labels_are_found_without_decoding_the_rest() {
         let t = Table::new(skiff_api::kinds::builtin());
         let f = attributes_of(&t.rows());
-        let a = f("/core/configmaps/a/b", br#"{"metadata":{"name":"b","labels":{"app":"we\"b"}},"data":{"x":"y"}}"#);
+        let a = f(
+            "/core/configmaps/a/b",
+            br#"{"metadata":{"name":"b","labels":{"app":"we\"b"}},"data":{"x":"y"}}"#,
+        );
         assert_eq!(a.label("app"), Some("we\"b"));
         let a = f("/core/configmaps/a/b", br#"{"metadata":{"name":"b"}}"#);
         assert_eq!(a, Attributes::default());

@@ -28,10 +28,23 @@ impl Deref for Row {
 
 impl Row {
     fn new(resource: Resource) -> Self {
-        let head = format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\",", resource.kind, resource.api_version());
-        let list_head = format!("{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",", resource.kind, resource.api_version());
+        let head = format!(
+            "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",",
+            resource.kind,
+            resource.api_version()
+        );
+        let list_head = format!(
+            "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",",
+            resource.kind,
+            resource.api_version()
+        );
         let prefix = format!("/{}/", resource.storage);
-        Self { resource, head: head.into(), list_head: list_head.into(), prefix }
+        Self {
+            resource,
+            head: head.into(),
+            list_head: list_head.into(),
+            prefix,
+        }
     }
 
     /// The store's key of an object.
@@ -94,7 +107,13 @@ impl Table {
 
     /// The row of a resource path.
     pub fn get(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Row>> {
-        self.0.read().by_group.get(group)?.get(version)?.get(plural).cloned()
+        self.0
+            .read()
+            .by_group
+            .get(group)?
+            .get(version)?
+            .get(plural)
+            .cloned()
     }
 
     /// The row whose version is stored for a storage name (`core/pods`).
@@ -109,7 +128,11 @@ impl Table {
 
     /// Is this group and version served?
     pub fn has_version(&self, group: &str, version: &str) -> bool {
-        self.0.read().by_group.get(group).is_some_and(|v| v.contains_key(version))
+        self.0
+            .read()
+            .by_group
+            .get(group)
+            .is_some_and(|v| v.contains_key(version))
     }
 }
 

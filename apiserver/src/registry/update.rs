@@ -17,7 +17,8 @@ use std::sync::Arc;
 const ATTEMPTS: usize = 32;
 
 /// What upstream answers when a resourceVersion is not the current one.
-pub const MODIFIED: &str = "the object has been modified; please apply your changes to the latest version and try again";
+pub const MODIFIED: &str =
+    "the object has been modified; please apply your changes to the latest version and try again";
 
 /// PUT.
 ///
@@ -44,7 +45,14 @@ pub async fn update(call: &Call, body: &[u8]) -> Answer {
     }
     let given = meta::text(&object, "resourceVersion").to_string();
     let explicit = !given.is_empty() && given != "0";
-    let written = update_object_as(&target, Some(&call.manager()), &mut warnings, explicit, |_| Ok(object.clone())).await?;
+    let written = update_object_as(
+        &target,
+        Some(&call.manager()),
+        &mut warnings,
+        explicit,
+        |_| Ok(object.clone()),
+    )
+    .await?;
     written.answer(call, 200, &warnings)
 }
 
@@ -121,7 +129,11 @@ async fn attempt(
     let given = meta::text(&object, "resourceVersion");
     if given.is_empty() || given == "0" {
         if !row.strategy.allow_unconditional_update {
-            let e = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
+            let e = FieldError::invalid(
+                "metadata.resourceVersion",
+                0,
+                "must be specified for an update",
+            );
             return Err(Status::invalid(&row.group, &row.kind, target.name, &[e]));
         }
     } else {
@@ -212,7 +224,12 @@ async fn attempt(
         return Ok(Some(Written::Dry(object)));
     }
     if gone {
-        return match target.app.store.write(key.to_string(), Expect::Revision(entry.revision), None).await {
+        return match target
+            .app
+            .store
+            .write(key.to_string(), Expect::Revision(entry.revision), None)
+            .await
+        {
             Ok(last) => {
                 special::released(target.app, row, &object);
                 Ok(Some(Written::Deleted(last)))
@@ -229,7 +246,16 @@ async fn attempt(
         (row.to_stored)(&mut object);
     }
     let bytes = encode::stored(&object)?;
-    match target.app.store.write(key.to_string(), Expect::Revision(entry.revision), Some(bytes)).await {
+    match target
+        .app
+        .store
+        .write(
+            key.to_string(),
+            Expect::Revision(entry.revision),
+            Some(bytes),
+        )
+        .await
+    {
         Ok(entry) => {
             reservation.commit();
             Ok(Some(Written::Stored(entry)))

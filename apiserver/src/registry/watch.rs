@@ -5,10 +5,10 @@ use super::list::{self, resource_version};
 use super::select::Selector;
 use super::table::Row;
 use super::{Call, form};
+use crate::App;
 use crate::http::negotiate::{Encoding, Form};
 use crate::http::{Answer, respond};
 use crate::store::{Attributes, Entry, Error as StoreError, Event, Range, Store, Watch, splice};
-use crate::App;
 use axum::body::Body;
 use bytes::{BufMut, Bytes, BytesMut};
 use rand::Rng;
@@ -87,11 +87,18 @@ pub fn watch(call: Call) -> Answer {
         Err(e) => {
             let mut line = BytesMut::new();
             error_event(&mut line, &e.status());
-            return Ok(respond::bytes(200, call.accept.content_type(), line.freeze()));
+            return Ok(respond::bytes(
+                200,
+                call.accept.content_type(),
+                line.freeze(),
+            ));
         }
     };
     let now = Instant::now();
-    let timeout = o.timeout_seconds.filter(|t| *t > 0).unwrap_or_else(|| MIN_TIMEOUT + rand::rng().random_range(0..MIN_TIMEOUT));
+    let timeout = o
+        .timeout_seconds
+        .filter(|t| *t > 0)
+        .unwrap_or_else(|| MIN_TIMEOUT + rand::rng().random_range(0..MIN_TIMEOUT));
     call.app.health.watches.fetch_add(1, Relaxed);
     let mut stream = Stream {
         selector,
@@ -128,7 +135,9 @@ pub fn watch(call: Call) -> Answer {
     }
     stream.first = first;
     let content_type = call.accept.content_type();
-    let body = futures::stream::unfold(stream, |mut s| async move { s.next().await.map(|b| (Ok::<_, Infallible>(b), s)) });
+    let body = futures::stream::unfold(stream, |mut s| async move {
+        s.next().await.map(|b| (Ok::<_, Infallible>(b), s))
+    });
     Ok(respond::bytes(200, content_type, Body::from_stream(body)))
 }
 
@@ -138,7 +147,10 @@ type Opened = (Watch, Vec<Arc<Entry>>, u64);
 fn from_now(store: &dyn Store, prefix: &str, initial: bool) -> Result<Opened, StoreError> {
     loop {
         let (entries, revision) = if initial {
-            let page = store.range(&Range { prefix, ..Range::default() })?;
+            let page = store.range(&Range {
+                prefix,
+                ..Range::default()
+            })?;
             (page.entries, page.revision)
         } else {
             (Vec::new(), store.revision())
@@ -180,7 +192,11 @@ impl Stream {
         }
         let cancel = self.app.cancel.clone();
         loop {
-            let bookmark_at = if self.bookmarks { self.next_bookmark } else { self.end };
+            let bookmark_at = if self.bookmarks {
+                self.next_bookmark
+            } else {
+                self.end
+            };
             let events = tokio::select! {
                 biased;
                 e = self.watch.next() => e,
@@ -223,7 +239,10 @@ impl Stream {
     /// Writes an event's bytes for this watcher; nothing when it does not concern it.
     fn event(&mut self, out: &mut BytesMut, event: &Event) {
         self.seen = self.seen.max(event.revision);
-        let before = event.previous.as_ref().is_some_and(|p| self.selector.matches(p));
+        let before = event
+            .previous
+            .as_ref()
+            .is_some_and(|p| self.selector.matches(p));
         let after = !event.deleted && self.selector.matches(&event.entry);
         let kind = match (before, after) {
             (false, false) => return,
@@ -267,7 +286,14 @@ impl Stream {
             Form::Table { v1beta1 } => {
                 let headers = !std::mem::replace(&mut self.headers_sent, true);
                 let metadata = json!({"resourceVersion": super::meta::text(v, "resourceVersion")});
-                form::table(&self.row, std::slice::from_ref(v), metadata, v1beta1, &self.include, headers)
+                form::table(
+                    &self.row,
+                    std::slice::from_ref(v),
+                    metadata,
+                    v1beta1,
+                    &self.include,
+                    headers,
+                )
             }
         };
         let event = json!({"type": kind, "object": object});

@@ -14,14 +14,20 @@ use tower::ServiceExt;
 pub fn runtime() -> &'static tokio::runtime::Runtime {
     static RT: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
     RT.get_or_init(|| {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime")
     })
 }
 
 /// Runs a test, with an end in sight.
 pub fn run(test: impl Future<Output = ()>) {
     runtime().block_on(async {
-        tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test took more than a minute");
+        tokio::time::timeout(Duration::from_secs(60), test)
+            .await
+            .expect("the test took more than a minute");
     });
 }
 
@@ -30,7 +36,9 @@ pub fn server() -> &'static Handle {
     static SERVER: OnceLock<Handle> = OnceLock::new();
     SERVER.get_or_init(|| {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        std::thread::spawn(|| runtime().block_on(another_server())).join().expect("the server starts")
+        std::thread::spawn(|| runtime().block_on(another_server()))
+            .join()
+            .expect("the server starts")
     })
 }
 
@@ -43,7 +51,9 @@ pub async fn another_server() -> Handle {
     // Endpoints may not be loopback addresses; nobody connects to this one.
     config.advertise_address = [192, 0, 2, 1].into();
     config.https_listen_port = 0;
-    serve(config, CancellationToken::new()).await.expect("the server starts")
+    serve(config, CancellationToken::new())
+        .await
+        .expect("the server starts")
 }
 
 /// An answer.
@@ -64,15 +74,28 @@ impl Answer {
         self.body["reason"].as_str().unwrap_or("")
     }
     pub fn version(&self) -> String {
-        self.body["metadata"]["resourceVersion"].as_str().unwrap_or("").to_string()
+        self.body["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap_or("")
+            .to_string()
     }
     pub fn names(&self) -> Vec<&str> {
-        self.body["items"].as_array().into_iter().flatten().filter_map(|i| i["metadata"]["name"].as_str()).collect()
+        self.body["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|i| i["metadata"]["name"].as_str())
+            .collect()
     }
 }
 
 /// Sends a request as a member of system:masters. Headers are `name: value`.
-pub async fn send(method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<String>) -> http::Response<axum::body::Body> {
+pub async fn send(
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<String>,
+) -> http::Response<axum::body::Body> {
     send_to(server(), method, path, headers, body).await
 }
 
@@ -88,13 +111,20 @@ pub async fn send_to(
     for (k, v) in headers {
         request = request.header(*k, *v);
     }
-    let request = request.body(axum::body::Body::from(body.into())).expect("a request");
+    let request = request
+        .body(axum::body::Body::from(body.into()))
+        .expect("a request");
     let service = server.service(UserInfo::new("tester", &["system:masters"]));
     service.oneshot(request).await.expect("infallible")
 }
 
 /// The same, with the whole answer read.
-pub async fn ask(method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<String>) -> Answer {
+pub async fn ask(
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<String>,
+) -> Answer {
     read(send(method, path, headers, body).await).await
 }
 
@@ -103,7 +133,12 @@ pub async fn read(response: http::Response<axum::body::Body>) -> Answer {
     let (parts, body) = response.into_parts();
     let bytes = body.collect().await.expect("a body").to_bytes();
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    Answer { code: parts.status.as_u16(), headers: parts.headers, body: serde_json::from_str(&text).unwrap_or_default(), text }
+    Answer {
+        code: parts.status.as_u16(),
+        headers: parts.headers,
+        body: serde_json::from_str(&text).unwrap_or_default(),
+        text,
+    }
 }
 
 pub async fn get(path: &str) -> Answer {
@@ -116,7 +151,17 @@ pub async fn put(path: &str, body: Value) -> Answer {
     ask("PUT", path, &[], body.to_string()).await
 }
 pub async fn delete(path: &str, body: Value) -> Answer {
-    ask("DELETE", path, &[], if body.is_null() { String::new() } else { body.to_string() }).await
+    ask(
+        "DELETE",
+        path,
+        &[],
+        if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        },
+    )
+    .await
 }
 pub async fn patch(kind: &str, path: &str, body: Value) -> Answer {
     ask("PATCH", path, &[("content-type", kind)], body.to_string()).await
@@ -130,7 +175,11 @@ pub const JSON_PATCH: &str = "application/json-patch+json";
 pub async fn namespace(name: &str) -> String {
     let a = post("/api/v1/namespaces", json!({"metadata": {"name": name}})).await;
     assert_eq!(a.code, 201, "{}", a.text);
-    let a = post(&format!("/api/v1/namespaces/{name}/serviceaccounts"), json!({"metadata": {"name": "default"}})).await;
+    let a = post(
+        &format!("/api/v1/namespaces/{name}/serviceaccounts"),
+        json!({"metadata": {"name": "default"}}),
+    )
+    .await;
     assert_eq!(a.code, 201, "{}", a.text);
     format!("/api/v1/namespaces/{name}")
 }

@@ -3,8 +3,8 @@
 
 mod access;
 mod admission;
-mod crash;
 mod client;
+mod crash;
 mod harness;
 mod kubelet;
 mod memory;

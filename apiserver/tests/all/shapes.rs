@@ -10,11 +10,26 @@ use skiff_api::schema::{self, Type, TypeDef};
 fn value(rng: &mut StdRng, ty: Type, depth: usize) -> Value {
     let word = |rng: &mut StdRng| -> Value {
         const WORDS: [&str; 14] = [
-            "", "a", "web", "A_b", "x.y/z", "1", "25%", "100m", "-1", "10.0.0.1", "2026-01-01T00:00:00Z", "Always", "ClusterIP", "é\u{0}\"\\",
+            "",
+            "a",
+            "web",
+            "A_b",
+            "x.y/z",
+            "1",
+            "25%",
+            "100m",
+            "-1",
+            "10.0.0.1",
+            "2026-01-01T00:00:00Z",
+            "Always",
+            "ClusterIP",
+            "é\u{0}\"\\",
         ];
         WORDS[rng.random_range(0..WORDS.len())].into()
     };
-    let number = |rng: &mut StdRng| -> i64 { [0, 1, -1, 5, 80, 65_536, i64::from(i32::MAX)][rng.random_range(0..7)] };
+    let number = |rng: &mut StdRng| -> i64 {
+        [0, 1, -1, 5, 80, 65_536, i64::from(i32::MAX)][rng.random_range(0..7)]
+    };
     match ty {
         Type::String | Type::Bytes => word(rng),
         Type::Int32 | Type::Int64 => number(rng).into(),
@@ -39,7 +54,9 @@ fn value(rng: &mut StdRng, ty: Type, depth: usize) -> Value {
             }
             m.into()
         }
-        Type::List(t) => (0..rng.random_range(0..3)).map(|_| value(rng, *t, depth)).collect(),
+        Type::List(t) => (0..rng.random_range(0..3))
+            .map(|_| value(rng, *t, depth))
+            .collect(),
         Type::Ref(id) => {
             let def = id.get();
             match def.scalar {
@@ -77,9 +94,20 @@ fn random_objects_of_every_kind_are_answered() {
         let mut rng = StdRng::seed_from_u64(36);
         let (mut stored, mut asked) = (0, 0);
         for row in server().app().table.rows() {
-            let Some(def) = schema::find(&row.schema).filter(|_| row.verbs.contains(&"create")) else { continue };
-            let base = if row.group.is_empty() { "/api/v1".to_string() } else { format!("/apis/{}/{}", row.group, row.version) };
-            let path = if row.namespaced() { format!("{base}/namespaces/{ns}/{}", row.plural) } else { format!("{base}/{}", row.plural) };
+            let Some(def) = schema::find(&row.schema).filter(|_| row.verbs.contains(&"create"))
+            else {
+                continue;
+            };
+            let base = if row.group.is_empty() {
+                "/api/v1".to_string()
+            } else {
+                format!("/apis/{}/{}", row.group, row.version)
+            };
+            let path = if row.namespaced() {
+                format!("{base}/namespaces/{ns}/{}", row.plural)
+            } else {
+                format!("{base}/{}", row.plural)
+            };
             if row.plural == "namespaces" {
                 continue;
             }
@@ -102,7 +130,13 @@ fn random_objects_of_every_kind_are_answered() {
                 // What was given out can be put back and is the same then.
                 let read = get(&one).await;
                 let back = ask("PUT", &one, &[], read.text.clone()).await;
-                assert_eq!((back.code, back.version()), (200, read.version()), "{one}: {}\n{}", back.text, read.text);
+                assert_eq!(
+                    (back.code, back.version()),
+                    (200, read.version()),
+                    "{one}: {}\n{}",
+                    back.text,
+                    read.text
+                );
                 let mut other = object(&mut rng, def, 6);
                 other["metadata"] = json!({"name": format!("o{i}")});
                 for k in ["kind", "apiVersion"] {
@@ -116,11 +150,15 @@ fn random_objects_of_every_kind_are_answered() {
                 }
                 for s in &row.subresources {
                     if s.verbs.contains(&"update") && s.kind == row.kind {
-                        let a = ask("PUT", &format!("{one}/{}", s.name), &[], other.to_string()).await;
+                        let a =
+                            ask("PUT", &format!("{one}/{}", s.name), &[], other.to_string()).await;
                         assert!(a.code < 500, "{one}/{}: {}\n{other}", s.name, a.text);
                     }
                 }
-                for accept in ["application/json;as=Table;v=v1;g=meta.k8s.io", "application/yaml"] {
+                for accept in [
+                    "application/json;as=Table;v=v1;g=meta.k8s.io",
+                    "application/yaml",
+                ] {
                     let a = ask("GET", &one, &[("accept", accept)], "").await;
                     assert!(a.code < 500, "{one}: {}", a.text);
                 }

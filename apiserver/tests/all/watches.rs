@@ -20,7 +20,11 @@ impl Events {
     async fn open_as(path: &str, accept: &str) -> Self {
         let r = send("GET", path, &[("accept", accept)], "").await;
         assert_eq!(r.status().as_u16(), 200, "{path}");
-        Self { body: r.into_body(), rest: String::new(), ready: VecDeque::new() }
+        Self {
+            body: r.into_body(),
+            rest: String::new(),
+            ready: VecDeque::new(),
+        }
     }
     /// The next event; None at the end of the stream.
     async fn next(&mut self) -> Option<Value> {
@@ -28,19 +32,26 @@ impl Events {
             if let Some(v) = self.ready.pop_front() {
                 return Some(v);
             }
-            let frame = tokio::time::timeout(Duration::from_secs(10), self.body.frame()).await.expect("an event within 10 s")?;
+            let frame = tokio::time::timeout(Duration::from_secs(10), self.body.frame())
+                .await
+                .expect("an event within 10 s")?;
             let data = frame.expect("a frame").into_data().expect("data");
             self.rest.push_str(&String::from_utf8_lossy(&data));
             while let Some(i) = self.rest.find('\n') {
                 let line: String = self.rest.drain(..=i).collect();
-                self.ready.push_back(serde_json::from_str(&line).expect("an event"));
+                self.ready
+                    .push_back(serde_json::from_str(&line).expect("an event"));
             }
         }
     }
     /// The next event as `TYPE name`.
     async fn short(&mut self) -> String {
         match self.next().await {
-            Some(e) => format!("{} {}", e["type"].as_str().unwrap_or(""), e["object"]["metadata"]["name"].as_str().unwrap_or("")),
+            Some(e) => format!(
+                "{} {}",
+                e["type"].as_str().unwrap_or(""),
+                e["object"]["metadata"]["name"].as_str().unwrap_or("")
+            ),
             None => "end".into(),
         }
     }
@@ -58,18 +69,31 @@ fn changes_are_seen_in_order_from_a_version_on() {
         patch(MERGE, &format!("{cms}/a"), json!({"data": {"x": "y"}})).await;
         delete(&format!("{cms}/b"), Value::Null).await;
         // Another namespace is not seen.
-        post("/api/v1/namespaces/default/configmaps", config_map("t-order-elsewhere")).await;
+        post(
+            "/api/v1/namespaces/default/configmaps",
+            config_map("t-order-elsewhere"),
+        )
+        .await;
         post(&cms, config_map("c")).await;
         for want in ["ADDED b", "MODIFIED a", "DELETED b", "ADDED c"] {
             assert_eq!(w.short().await, want);
         }
         // From the same version later, the same history.
-        let mut w = Events::open(&format!("{cms}?watch=true&resourceVersion={rv}&timeoutSeconds=1")).await;
+        let mut w = Events::open(&format!(
+            "{cms}?watch=true&resourceVersion={rv}&timeoutSeconds=1"
+        ))
+        .await;
         let mut last = rv.parse::<u64>().unwrap_or(0);
         for want in ["ADDED", "MODIFIED", "DELETED", "ADDED"] {
             let e = w.next().await.expect("an event");
-            assert_eq!((&e["type"], &e["object"]["kind"], &e["object"]["apiVersion"]), (&json!(want), &json!("ConfigMap"), &json!("v1")));
-            let v = e["object"]["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0);
+            assert_eq!(
+                (&e["type"], &e["object"]["kind"], &e["object"]["apiVersion"]),
+                (&json!(want), &json!("ConfigMap"), &json!("v1"))
+            );
+            let v = e["object"]["metadata"]["resourceVersion"]
+                .as_str()
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(0);
             assert!(v > last);
             last = v;
         }
@@ -93,7 +117,13 @@ fn without_a_version_the_present_state_comes_first() {
         .await;
         assert_eq!(w.short().await, "ADDED a");
         let b = w.next().await.expect("a bookmark");
-        assert_eq!((&b["type"], &b["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"]), (&json!("BOOKMARK"), &json!("true")));
+        assert_eq!(
+            (
+                &b["type"],
+                &b["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"]
+            ),
+            (&json!("BOOKMARK"), &json!("true"))
+        );
         assert!(b["object"]["metadata"]["resourceVersion"].is_string());
         post(&cms, config_map("b")).await;
         assert_eq!(w.short().await, "ADDED b");
@@ -106,7 +136,10 @@ fn objects_enter_and_leave_a_selection() {
         let ns = namespace("t-select").await;
         let cms = format!("{ns}/configmaps");
         let rv = get(&cms).await.version();
-        let mut w = Events::open(&format!("{cms}?watch=true&resourceVersion={rv}&labelSelector=on%3Dyes")).await;
+        let mut w = Events::open(&format!(
+            "{cms}?watch=true&resourceVersion={rv}&labelSelector=on%3Dyes"
+        ))
+        .await;
         post(&cms, config_map("a")).await;
         let label = |v: Value| json!({"metadata": {"labels": {"on": v}}});
         patch(MERGE, &format!("{cms}/a"), label("yes".into())).await;
@@ -117,8 +150,14 @@ fn objects_enter_and_leave_a_selection() {
         assert_eq!(w.short().await, "ADDED a");
         assert_eq!(w.short().await, "MODIFIED a");
         let gone = w.next().await.expect("an event");
-        assert_eq!((&gone["type"], &gone["object"]["metadata"]["labels"]["on"]), (&json!("DELETED"), &json!("yes")));
-        assert_eq!(gone["object"]["metadata"]["resourceVersion"], left.version());
+        assert_eq!(
+            (&gone["type"], &gone["object"]["metadata"]["labels"]["on"]),
+            (&json!("DELETED"), &json!("yes"))
+        );
+        assert_eq!(
+            gone["object"]["metadata"]["resourceVersion"],
+            left.version()
+        );
         assert_eq!(w.short().await, "ADDED a");
         assert_eq!(w.short().await, "DELETED a");
     });
@@ -129,7 +168,9 @@ fn a_version_that_is_gone_is_an_error_in_the_stream() {
     run(async {
         let own = another_server().await;
         let secrets = "/api/v1/namespaces/default/secrets";
-        let ask = async |method: &str, path: &str, body: Value| read(send_to(&own, method, path, &[], body.to_string()).await).await;
+        let ask = async |method: &str, path: &str, body: Value| {
+            read(send_to(&own, method, path, &[], body.to_string()).await).await
+        };
         let a = ask("POST", secrets, json!({"metadata": {"name": "s"}})).await;
         assert_eq!(a.code, 201, "{}", a.text);
         let mut changed = a.body.clone();
@@ -139,9 +180,30 @@ fn a_version_that_is_gone_is_an_error_in_the_stream() {
         own.app().store.compact(own.app().store.revision());
         ask("POST", secrets, json!({"metadata": {"name": "t"}})).await;
         own.app().store.compact(own.app().store.revision());
-        let w = ask("GET", &format!("{secrets}?watch=true&resourceVersion={}", a.version()), Value::Null).await;
-        assert_eq!((w.code, &w.body["type"], &w.body["object"]["code"], &w.body["object"]["reason"]), (200, &json!("ERROR"), &json!(410), &json!("Expired")));
-        let page = ask("GET", &format!("{secrets}?resourceVersion={}&resourceVersionMatch=Exact", a.version()), Value::Null).await;
+        let w = ask(
+            "GET",
+            &format!("{secrets}?watch=true&resourceVersion={}", a.version()),
+            Value::Null,
+        )
+        .await;
+        assert_eq!(
+            (
+                w.code,
+                &w.body["type"],
+                &w.body["object"]["code"],
+                &w.body["object"]["reason"]
+            ),
+            (200, &json!("ERROR"), &json!(410), &json!("Expired"))
+        );
+        let page = ask(
+            "GET",
+            &format!(
+                "{secrets}?resourceVersion={}&resourceVersionMatch=Exact",
+                a.version()
+            ),
+            Value::Null,
+        )
+        .await;
         assert_eq!((page.code, page.reason()), (410, "Expired"));
         // A page of a state that is gone: refused, with a token for the rest as it is now.
         assert_eq!(first.names().len(), 1);
@@ -153,21 +215,45 @@ fn tables_are_watched_with_headers_once() {
     run(async {
         let ns = namespace("t-table").await;
         post(&format!("{ns}/configmaps"), config_map("a")).await;
-        let mut w = Events::open_as(&format!("{ns}/configmaps?watch=true"), "application/json;as=Table;v=v1;g=meta.k8s.io,application/json").await;
+        let mut w = Events::open_as(
+            &format!("{ns}/configmaps?watch=true"),
+            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+        )
+        .await;
         let first = w.next().await.expect("an event");
-        assert_eq!((&first["object"]["kind"], &first["object"]["rows"][0]["cells"][0]), (&json!("Table"), &json!("a")));
+        assert_eq!(
+            (
+                &first["object"]["kind"],
+                &first["object"]["rows"][0]["cells"][0]
+            ),
+            (&json!("Table"), &json!("a"))
+        );
         assert!(first["object"]["columnDefinitions"].is_array());
         post(&format!("{ns}/configmaps"), config_map("b")).await;
         let second = w.next().await.expect("an event");
-        assert_eq!((&second["object"]["rows"][0]["cells"][0], &second["object"]["columnDefinitions"]), (&json!("b"), &Value::Null));
+        assert_eq!(
+            (
+                &second["object"]["rows"][0]["cells"][0],
+                &second["object"]["columnDefinitions"]
+            ),
+            (&json!("b"), &Value::Null)
+        );
     });
 }
 
 #[test]
 fn bad_watches_are_refused() {
     run(async {
-        for (query, code) in [("watch=true&resourceVersion=x", 400), ("watch=true&resourceVersionMatch=Exact", 422), ("watch=true&sendInitialEvents=true", 422)] {
-            assert_eq!(get(&format!("/api/v1/configmaps?{query}")).await.code, code, "{query}");
+        for (query, code) in [
+            ("watch=true&resourceVersion=x", 400),
+            ("watch=true&resourceVersionMatch=Exact", 422),
+            ("watch=true&sendInitialEvents=true", 422),
+        ] {
+            assert_eq!(
+                get(&format!("/api/v1/configmaps?{query}")).await.code,
+                code,
+                "{query}"
+            );
         }
     });
 }
@@ -193,7 +279,16 @@ fn a_hundred_watchers_see_every_event() {
             })
             .collect();
         for i in 0..50 {
-            assert_eq!(patch(MERGE, &format!("{cms}/a"), json!({"data": {"n": i.to_string()}})).await.code, 200);
+            assert_eq!(
+                patch(
+                    MERGE,
+                    &format!("{cms}/a"),
+                    json!({"data": {"n": i.to_string()}})
+                )
+                .await
+                .code,
+                200
+            );
         }
         for w in watchers {
             assert_eq!(w.await.ok(), Some(50));
