@@ -173,6 +173,7 @@ fn a_version_that_is_gone_is_an_error_in_the_stream() {
         };
         let a = ask("POST", secrets, json!({"metadata": {"name": "s"}})).await;
         assert_eq!(a.code, 201, "{}", a.text);
+        ask("POST", secrets, json!({"metadata": {"name": "s2"}})).await;
         let mut changed = a.body.clone();
         changed["metadata"]["labels"] = json!({"a": "b"});
         ask("PUT", &format!("{secrets}/s"), changed).await;
@@ -206,7 +207,27 @@ fn a_version_that_is_gone_is_an_error_in_the_stream() {
         .await;
         assert_eq!((page.code, page.reason()), (410, "Expired"));
         // A page of a state that is gone: refused, with a token for the rest as it is now.
-        assert_eq!(first.names().len(), 1);
+        let token = first.body["metadata"]["continue"].as_str().unwrap_or("");
+        let next = ask(
+            "GET",
+            &format!("{secrets}?limit=1&continue={token}"),
+            Value::Null,
+        )
+        .await;
+        assert_eq!(
+            (next.code, next.reason()),
+            (410, "Expired"),
+            "{}",
+            next.text
+        );
+        let fresh = next.body["metadata"]["continue"].as_str().unwrap_or("");
+        let rest = ask(
+            "GET",
+            &format!("{secrets}?limit=5&continue={fresh}"),
+            Value::Null,
+        )
+        .await;
+        assert_eq!(rest.names(), vec!["s2", "t"], "{}", rest.text);
     });
 }
 
