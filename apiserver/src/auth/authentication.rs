@@ -65,7 +65,7 @@ fn of_certificate(auth: &Auth, peer: &Peer) -> Option<Arc<UserInfo>> {
     }))
 }
 
-/// The token of `Authorization: Bearer`, or of a WebSocket's subprotocol (browsers can set no header).
+/// The token of `Authorization: Bearer`.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.trim().split_once(' ')?;

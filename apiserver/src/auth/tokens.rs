@@ -506,4 +506,15 @@ mod tests {
                 .is_ok()
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_is_a_token_and_none_panics(s in "\\PC{0,40}(\\.\\PC{0,40}){0,3}") {
+            use std::sync::OnceLock;
+            static MADE: OnceLock<(tempfile::TempDir, Tokens)> = OnceLock::new();
+            let (_, t) = MADE.get_or_init(make);
+            proptest::prop_assert!(t.check(&s, &[], 0, &objects).is_err());
+            proptest::prop_assert!(!Tokens::is_ours(&s));
+        }
+    }
 }

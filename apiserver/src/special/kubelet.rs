@@ -4,6 +4,7 @@
 use super::tunnel::{self, Forward, Target};
 use crate::App;
 use crate::admission::{find, text};
+use crate::auth::authorization::{Attributes, Decision, forbidden};
 use crate::auth::pki::{self, Pki};
 use crate::http::path::{query_pairs, truthy};
 use crate::http::{Answer, Request};
@@ -450,6 +451,16 @@ pub async fn portforward(app: &Arc<App>, request: Request) -> Answer {
 }
 
 async fn upgraded(app: &Arc<App>, mut request: Request, pod: &Value, path: String) -> Answer {
+    // A WebSocket begins with GET, but what it does is a create (upstream's AuthorizePodWebsocketUpgradeCreatePermission).
+    if request.info.verb == "get" {
+        let create = Attributes {
+            verb: "create",
+            ..Attributes::of_request(&request.user, &request.info)
+        };
+        if let Decision::NoOpinion(why) = app.auth.decide(app, &create) {
+            return Err(forbidden(&create, &why));
+        }
+    }
     let name = text(pod, &["metadata", "name"]);
     let node = text(pod, &["spec", "nodeName"]);
     if node.is_empty() {

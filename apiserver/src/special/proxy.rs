@@ -13,6 +13,7 @@ use rustls::crypto::CryptoProvider;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::Value;
 use skiff_api::status::Status;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// `[scheme:]name[:port]`
@@ -111,6 +112,26 @@ fn redirect(request: &Request) -> Answer {
     Ok(r)
 }
 
+/// Upstream's IsProxyableIP: whoever may write a pod's status or an endpoint must not reach the server's own machine by it.
+fn proxyable(host: &str) -> bool {
+    match host.parse::<IpAddr>().map(|a| a.to_canonical()) {
+        Ok(IpAddr::V4(a)) => {
+            !(a.is_loopback()
+                || a.is_link_local()
+                || a.is_multicast()
+                || a.is_unspecified()
+                || a.is_broadcast())
+        }
+        Ok(IpAddr::V6(a)) => {
+            !(a.is_loopback()
+                || a.is_unicast_link_local()
+                || a.is_multicast()
+                || a.is_unspecified())
+        }
+        Err(_) => false,
+    }
+}
+
 /// To the node's kubelet.
 ///
 /// # Errors
@@ -148,7 +169,7 @@ pub async fn pod(app: &Arc<App>, request: Request) -> Answer {
     let pod = find(app, "core/pods", &request.info.namespace, id.name)
         .ok_or_else(|| Status::not_found("", "pods", id.name))?;
     let host = text(&pod, &["status", "podIP"]).to_string();
-    if host.is_empty() {
+    if !proxyable(&host) {
         return Err(Status::bad_request("address not allowed"));
     }
     let all = pod
@@ -211,12 +232,10 @@ pub async fn service(app: &Arc<App>, request: Request) -> Answer {
     let wanted = if id.port.is_empty() {
         ports.first()
     } else {
-        ports
-            .iter()
-            .find(|p| {
-                text(p, &["name"]) == id.port
-                    || p["port"].as_u64().is_some_and(|n| id.port.parse() == Ok(n))
-            })
+        ports.iter().find(|p| {
+            text(p, &["name"]) == id.port
+                || p["port"].as_u64().is_some_and(|n| id.port.parse() == Ok(n))
+        })
     };
     let unavailable =
         || Status::service_unavailable(format!("no endpoints available for service {given:?}"));
@@ -266,6 +285,9 @@ pub async fn service(app: &Arc<App>, request: Request) -> Answer {
         return Err(unavailable());
     }
     let (host, port) = ends.swap_remove(rand::random_range(0..ends.len()));
+    if !proxyable(&host) {
+        return Err(Status::bad_request("address not allowed"));
+    }
     let target = Target {
         host,
         port,
@@ -357,5 +379,22 @@ mod tests {
         assert_eq!(split("ftp:web:1"), None);
         assert_eq!(split("a:b:c:d"), None);
         assert_eq!(split(""), None);
+    }
+
+    #[test]
+    fn nobody_is_proxied_to_the_servers_own_machine() {
+        for bad in [
+            "127.0.0.1",
+            "::1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "::ffff:127.0.0.1",
+            "fe80::1",
+            "localhost",
+            "",
+        ] {
+            assert!(!proxyable(bad), "{bad}");
+        }
+        assert!(proxyable("10.42.0.7") && proxyable("fd00::7"));
     }
 }

@@ -171,7 +171,8 @@ pub struct Range<'a> {
     pub limit: usize,
     /// As it was at this revision; none for now.
     pub revision: Option<u64>,
-    /// Only entries for which this is true; the limit counts these alone.
+    /// Only entries for which this is true; the limit counts these alone. Called while the state is locked for reading: it
+    /// must not ask the store.
     pub filter: Option<&'a dyn Fn(&Entry) -> bool>,
 }
 
@@ -404,5 +405,25 @@ mod tests {
             ),
             (String::new(), "n".into())
         );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn splicing_twice_is_splicing_once_with_the_later_revision(
+            name in "[a-z\"{}:,]{0,12}", a in proptest::num::u64::ANY, b in proptest::num::u64::ANY
+        ) {
+            let raw = serde_json::json!({"metadata": {"name": name}, "data": {"x": "y"}}).to_string();
+            let twice = splice(&splice(raw.as_bytes(), None, a), Some(a), b);
+            proptest::prop_assert_eq!(&twice, &splice(raw.as_bytes(), None, b));
+            let v: serde_json::Value = serde_json::from_slice(&twice).expect("json");
+            proptest::prop_assert_eq!(&v["metadata"]["resourceVersion"], &b.to_string());
+        }
+
+        #[test]
+        fn attributes_come_back_as_they_were_given(labels in proptest::collection::vec(("[a-z./]{1,9}", "[^\0]{0,9}"), 0..5)) {
+            let given = || labels.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+            let a = Attributes::new(given(), given());
+            proptest::prop_assert!(a.labels().eq(given()) && a.fields().eq(given()));
+        }
     }
 }

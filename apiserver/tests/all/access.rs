@@ -572,3 +572,37 @@ fn a_rule_holds_from_the_moment_it_is_written_until_it_is_deleted() {
         }
     });
 }
+
+#[test]
+fn a_websocket_exec_needs_the_right_to_create() {
+    run(async {
+        namespace("wsexec").await;
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        assert_eq!(post("/api/v1/namespaces/wsexec/pods", pod).await.code, 201);
+        let g = "/apis/rbac.authorization.k8s.io/v1/namespaces/wsexec";
+        let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "r"}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "pods/exec"]}]});
+        assert_eq!(post(&format!("{g}/roles"), role).await.code, 201);
+        let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "r"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"}, "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "reader"}]});
+        assert_eq!(post(&format!("{g}/rolebindings"), binding).await.code, 201);
+        let reader = UserInfo::new("reader", &[]);
+        let h = [("connection", "Upgrade"), ("upgrade", "websocket")];
+        let a = as_user(
+            &reader,
+            "GET",
+            "/api/v1/namespaces/wsexec/pods/p/exec?command=ls",
+            &h,
+            Value::Null,
+        )
+        .await;
+        assert_eq!(
+            (
+                a.code,
+                a.message().contains("cannot create resource \"pods/exec\"")
+            ),
+            (403, true),
+            "{}",
+            a.text
+        );
+    });
+}
