@@ -436,7 +436,7 @@ impl Runtime {
     }
 
     /// Records the start and tells it, before any end of the same container is told.
-    fn container_started(&self, sandbox: &Sandbox, c: &Container, s: Started) {
+    pub(super) fn container_started(&self, sandbox: &Sandbox, c: &Container, s: Started) {
         let mut announced = c.announced.lock();
         if *announced {
             return;

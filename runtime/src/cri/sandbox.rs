@@ -5,7 +5,7 @@ use super::{
     stats,
 };
 use crate::container::build::sandbox_namespaces;
-use crate::shim::client::{Events, Shim};
+use crate::shim::client::{Event, Events, Shim};
 use crate::shim::protocol::ShimConfig;
 use crate::{state, sys};
 use k8s_cri::v1;
@@ -276,8 +276,15 @@ impl Runtime {
     pub(super) fn watch(self: &Arc<Self>, sandbox: &Arc<Sandbox>, mut events: Events) {
         let (runtime, s) = (self.clone(), sandbox.clone());
         let task = tokio::spawn(async move {
-            while let Ok((id, exited)) = events.next().await {
-                runtime.container_ended(&s, &id, exited);
+            while let Ok(event) = events.next().await {
+                match event {
+                    Event::Started { id, started } => {
+                        if let Ok(c) = runtime.container(&id) {
+                            runtime.container_started(&s, &c, started);
+                        }
+                    }
+                    Event::Exited { id, exited } => runtime.container_ended(&s, &id, exited),
+                }
             }
             runtime.shim_gone(&s);
         });

@@ -2,7 +2,7 @@
 //! events; all of it is asynchronous and none of it keeps state beyond the connection.
 
 use super::protocol::{Held, Reply, Request, ShimConfig, decode, encode};
-use crate::container::spec::{ContainerSpec, Exited, ProcessSpec};
+use crate::container::spec::{ContainerSpec, Exited, ProcessSpec, Started};
 use crate::sys;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -238,15 +238,32 @@ fn unexpected(r: &Reply) -> ShimError {
     ShimError::Failed(format!("unexpected answer of the shim: {r:?}"))
 }
 
-/// The ends of containers, as they come.
+/// What a shim tells.
+pub enum Event {
+    Started { id: String, started: Started },
+    Exited { id: String, exited: Exited },
+}
+
+/// The starts and ends of containers, as they come.
 pub struct Events(Connection);
 
 impl Events {
-    /// The next end; an error when the shim is gone.
-    pub async fn next(&mut self) -> Result<(String, Exited), ShimError> {
+    /// The next one; an error when the shim is gone.
+    pub async fn next(&mut self) -> Result<Event, ShimError> {
         loop {
-            if let Reply::Exited { id, exited } = self.0.receive().await? {
-                return Ok((id, exited));
+            match self.0.receive().await? {
+                Reply::Exited { id, exited } => return Ok(Event::Exited { id, exited }),
+                Reply::Began {
+                    id,
+                    pid,
+                    started_at,
+                } => {
+                    return Ok(Event::Started {
+                        id,
+                        started: Started { pid, started_at },
+                    });
+                }
+                _ => {}
             }
         }
     }

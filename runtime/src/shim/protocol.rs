@@ -138,6 +138,13 @@ pub enum Reply {
     ExecExited {
         code: i32,
     },
+    /// A container runs. Whoever asked for the start gets `Started`; this is for a server that came later.
+    #[serde(rename_all = "camelCase")]
+    Began {
+        id: String,
+        pid: i32,
+        started_at: i64,
+    },
     /// A container ended; its exit.json is already written.
     Exited {
         id: String,

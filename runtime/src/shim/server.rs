@@ -696,6 +696,7 @@ impl Shim {
         let file = c.state_dir.join("started.json");
         // Without the record a restarted server still learns of the container from the subscription.
         let _ = state::write_json(&file, &started);
+        let id = c.id.clone();
         self.reply(
             p.conn,
             &Reply::Started {
@@ -704,6 +705,11 @@ impl Shim {
             },
             vec![],
         );
+        self.tell(&Reply::Began {
+            id,
+            pid,
+            started_at: started.started_at,
+        });
     }
 
     fn reap(&mut self) {

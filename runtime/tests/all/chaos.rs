@@ -87,16 +87,18 @@ async fn one_pod(socket: &Path, name: String, remove: bool) -> Result<(), String
     Ok(())
 }
 
-fn shims_of(dir: &Path) -> usize {
-    let prefix = format!("skiff\0shim\0{}/", dir.display());
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter(|e| {
-            std::fs::read(e.path().join("cmdline")).is_ok_and(|c| c.starts_with(prefix.as_bytes()))
-        })
-        // A container's process that has not become its program yet is a copy of its shim; so is a zombie's memory.
-        .count()
+/// The sandbox ids of the shims of this directory.
+fn shims_of(dir: &Path) -> Vec<String> {
+    let prefix = format!("skiff\0shim\0{}/state/sandboxes/", dir.display());
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut out: Vec<String> = entries
+        .filter_map(|e| String::from_utf8(std::fs::read(e.path().join("cmdline")).ok()?).ok())
+        .filter_map(|c| Some(c.strip_prefix(&prefix)?.trim_end_matches('\0').to_string()))
+        .collect();
+    // A container's process that has not become its program yet is a copy of its shim.
+    out.sort();
+    out.dedup();
+    out
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -128,7 +130,8 @@ async fn a_server_that_is_killed_at_any_moment_leaves_nothing_that_the_next_one_
             let (socket, made) = (socket.clone(), made.clone());
             clients.spawn(async move {
                 for i in 0..100 {
-                    if let Err(e) = one_pod(&socket, format!("p{round}-{k}-{i}"), i % 2 == 1).await {
+                    if let Err(e) = one_pod(&socket, format!("p{round}-{k}-{i}"), i % 2 == 1).await
+                    {
                         eprintln!("round {round}: {e}");
                         break;
                     }
@@ -144,7 +147,11 @@ async fn a_server_that_is_killed_at_any_moment_leaves_nothing_that_the_next_one_
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         tokio::time::sleep(Duration::from_millis(u64::from(round) * 17)).await;
-        assert_eq!(server.try_wait().unwrap(), None, "the server ended by itself in round {round}");
+        assert_eq!(
+            server.try_wait().unwrap(),
+            None,
+            "the server ended by itself in round {round}"
+        );
         server.kill().unwrap();
         server.wait().unwrap();
         clients.shutdown().await;
@@ -157,14 +164,24 @@ async fn a_server_that_is_killed_at_any_moment_leaves_nothing_that_the_next_one_
         .unwrap()
         .into_inner()
         .items;
-    let ready = pods
+    let mut ready: Vec<String> = pods
         .iter()
         .filter(|p| p.state == PodSandboxState::SandboxReady as i32)
-        .count();
-    assert!(ready > 0, "some pods were made");
+        .map(|p| p.id.clone())
+        .collect();
+    ready.sort();
+    assert!(!ready.is_empty(), "some pods were made");
+    let shims = shims_of(&dir);
+    for id in shims.iter().filter(|id| !ready.contains(id)) {
+        let record =
+            std::fs::read_to_string(dir.join("state/sandboxes").join(id).join("sandbox.json"));
+        eprintln!(
+            "shim without a ready sandbox: {id}: {record:?}; listed: {:?}",
+            pods.iter().find(|p| p.id == *id).map(|p| p.state)
+        );
+    }
     assert_eq!(
-        shims_of(&dir),
-        ready,
+        shims, ready,
         "one shim for each sandbox that is ready, and no other"
     );
     let containers = n
@@ -182,8 +199,9 @@ async fn a_server_that_is_killed_at_any_moment_leaves_nothing_that_the_next_one_
         assert_eq!(n.out(&c.id, "echo ok").await, "ok");
     }
     eprintln!(
-        "after 6 kills: {} sandboxes, {ready} ready, {} containers, {} running",
+        "after 6 kills: {} sandboxes, {} ready, {} containers, {} running",
         pods.len(),
+        ready.len(),
         containers.len(),
         running.len()
     );
@@ -196,7 +214,7 @@ async fn a_server_that_is_killed_at_any_moment_leaves_nothing_that_the_next_one_
             .unwrap();
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(shims_of(&dir), 0);
+    assert_eq!(shims_of(&dir), Vec::<String>::new());
     for d in ["state/sandboxes", "state/containers", "containers", "trash"] {
         assert_eq!(
             std::fs::read_dir(dir.join(d)).unwrap().count(),
