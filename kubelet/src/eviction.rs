@@ -75,13 +75,7 @@ fn is_critical(pod: &Pod) -> bool {
 
 fn observe(k: &Kubelet) -> Observed {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let percent = |have: u64, of: u64| {
-        if of == 0 {
-            100
-        } else {
-            have.saturating_mul(100) / of
-        }
-    };
+    let percent = |have: u64, of: u64| have.saturating_mul(100).checked_div(of).unwrap_or(100);
     let (disk, inodes) = rustix::fs::statvfs(&k.config.root_dir).map_or((100, 100), |s| {
         (
             percent(s.f_bavail, s.f_blocks),

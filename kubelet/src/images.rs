@@ -389,4 +389,13 @@ mod tests {
             ("me", "secret:x")
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_reference_that_is_accepted_once_is_accepted_again(text in "[a-zA-Z0-9./:@_-]{0,40}") {
+            if let Ok(name) = normalize(&text) {
+                proptest::prop_assert_eq!(normalize(&name), Ok(name));
+            }
+        }
+    }
 }

@@ -111,4 +111,13 @@ mod tests {
             assert_eq!(value(&q(bad)), None, "{bad}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics_and_whole_numbers_are_themselves(text in ".{0,30}", n in -1_000_000i64..1_000_000) {
+            let _ = (value(&Quantity(text.clone())), milli(&Quantity(text)));
+            proptest::prop_assert_eq!(value(&Quantity(n.to_string())), Some(n));
+            proptest::prop_assert_eq!(milli(&Quantity(format!("{n}m"))), Some(n));
+        }
+    }
 }

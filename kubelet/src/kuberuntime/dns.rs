@@ -182,4 +182,11 @@ mod tests {
             assert_eq!(check(spec.clone()), want, "{spec}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_resolv_conf_is_read(text in "(.|\\n){0,200}") {
+            let _ = parse_resolv_conf(&text);
+        }
+    }
 }

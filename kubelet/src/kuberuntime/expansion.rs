@@ -63,4 +63,12 @@ mod tests {
             assert_eq!(expand(input, look), want, "{input}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn text_without_dollars_is_left_alone(text in "[^$]{0,40}", other in ".{0,40}") {
+            proptest::prop_assert_eq!(expand(&text, |_| None), text);
+            let _ = expand(&other, |n| Some(n.to_string()));
+        }
+    }
 }

@@ -482,4 +482,14 @@ mod tests {
         task.await.unwrap();
         std::fs::remove_dir_all(d).unwrap();
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_parsed_or_refused(raw in proptest::collection::vec(proptest::num::u8::ANY, 0..200), text in "[^\\n]{0,50}") {
+            let _ = parse(&raw);
+            let line = format!("2026-01-01T00:00:00.1Z stderr P {text}");
+            let got = parse(line.as_bytes());
+            proptest::prop_assert_eq!(got.map(|l| (l.partial, l.text.to_vec())), Some((true, text.into_bytes())));
+        }
+    }
 }

@@ -6,7 +6,7 @@ use crate::kubelet::Kubelet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
-    NodeSpec, NodeStatus,
+    NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -53,6 +53,7 @@ pub async fn run(
         }
     };
     let mut written: Option<NodeStatus> = None;
+    let mut was_ready = before.as_ref().is_some_and(is_ready);
     let mut written_at = tokio::time::Instant::now();
     loop {
         let now = Timestamp::now();
@@ -67,6 +68,17 @@ pub async fn run(
             }
             match write(&k, &status).await {
                 Ok(()) => {
+                    if ready && !was_ready {
+                        was_ready = true;
+                        k.recorder.event(
+                            &node_reference(&k.config.node_name),
+                            skiff_client::recorder::EventType::Normal,
+                            "NodeReady",
+                            format!("Node {} status is now: NodeReady", k.config.node_name),
+                        );
+                    } else {
+                        was_ready = ready;
+                    }
                     written = Some(status);
                     written_at = tokio::time::Instant::now();
                 }
@@ -179,6 +191,11 @@ async fn write(k: &Kubelet, status: &NodeStatus) -> Result<(), kube::Error> {
     Ok(())
 }
 
+fn is_ready(status: &NodeStatus) -> bool {
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
 /// The status, and whether the node is ready.
 async fn compute(
     k: &Kubelet,
@@ -187,8 +204,12 @@ async fn compute(
     now: Timestamp,
 ) -> (NodeStatus, bool) {
     let mut problems = Vec::new();
+    let mut handlers = Vec::new();
+    let mut features = None;
     match k.cri.status().await {
         Ok(s) => {
+            handlers = s.runtime_handlers;
+            features = s.features;
             let conditions = s.status.map(|s| s.conditions).unwrap_or_default();
             for (kind, what) in [
                 ("RuntimeReady", "container runtime"),
@@ -306,6 +327,21 @@ async fn compute(
             ),
         )),
         images: Some(images(k).await),
+        runtime_handlers: (!handlers.is_empty()).then(|| {
+            handlers
+                .into_iter()
+                .map(|h| NodeRuntimeHandler {
+                    name: Some(h.name),
+                    features: h.features.map(|f| NodeRuntimeHandlerFeatures {
+                        recursive_read_only_mounts: Some(f.recursive_read_only_mounts),
+                        user_namespaces: Some(f.user_namespaces),
+                    }),
+                })
+                .collect()
+        }),
+        features: features.map(|f| NodeFeatures {
+            supplemental_groups_policy: Some(f.supplemental_groups_policy),
+        }),
         ..NodeStatus::default()
     };
     (status, ready)

@@ -356,9 +356,7 @@ fn start(
             s.wake(until);
             return;
         }
-        if slot.failure.is_none() {
-            slot.crash.next(ended, now);
-        }
+        slot.crash.next(ended, now);
     }
     slot.noted = false;
     slot.crash_until = None;

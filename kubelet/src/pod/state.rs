@@ -423,7 +423,7 @@ impl PodState {
                 .get(&(run.id.clone(), ProbeKind::Startup))
                 .copied()
                 .unwrap_or(false),
-            _ => !self.starting.as_ref().is_some_and(|(n, _)| *n == run.name),
+            _ => self.starting.as_ref().is_none_or(|(n, _)| *n != run.name),
         }
     }
 
@@ -641,6 +641,9 @@ impl PodState {
         now: Timestamp,
         commands: &mut Vec<Command>,
     ) {
+        let left_dead = self
+            .latest(name)
+            .is_some_and(|r| r.state == RunState::Exited);
         let slot = self.slots.entry(name.to_string()).or_default();
         match result {
             None => {}
@@ -653,6 +656,9 @@ impl PodState {
                 let delay = if error.image.is_some() && error.reason.starts_with("ErrImagePull") {
                     slot.image.next(now, now);
                     slot.image.delay()
+                } else if left_dead && error.reason == "RunContainerError" {
+                    // What was made and could not run has ended: its restarts are delayed as a crash's are.
+                    SignedDuration::ZERO
                 } else {
                     // Upstream tries again with the next sync of the pod, some ten seconds later.
                     SignedDuration::from_secs(10)

@@ -654,3 +654,106 @@ fn an_ephemeral_container_runs_once() {
     assert_eq!(m.took(), "");
     assert_eq!(m.status(), format!("{READY} a=running/0+"));
 }
+
+/// Something that may happen to a pod.
+#[derive(Debug, Clone)]
+enum Happening {
+    Exit(usize, i32),
+    Probe(usize, bool),
+    Wait(i64),
+    LoseSandbox,
+    Break(bool),
+    Delete(i64),
+    Evict,
+    Gone,
+}
+
+fn happening() -> impl proptest::strategy::Strategy<Value = Happening> {
+    use proptest::prelude::*;
+    prop_oneof![
+        6 => (0usize..4, prop_oneof![Just(0), Just(1), Just(137)]).prop_map(|(i, c)| Happening::Exit(i, c)),
+        3 => (0usize..4, any::<bool>()).prop_map(|(i, g)| Happening::Probe(i, g)),
+        4 => (1i64..400).prop_map(Happening::Wait),
+        1 => Just(Happening::LoseSandbox),
+        1 => any::<bool>().prop_map(Happening::Break),
+        1 => (1i64..30).prop_map(Happening::Delete),
+        1 => Just(Happening::Evict),
+        1 => Just(Happening::Gone),
+    ]
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_happens_the_machine_rests_runs_nothing_twice_and_ends(
+        policy in 0usize..3,
+        script in proptest::collection::vec(happening(), 0..25),
+    ) {
+        let policy = ["Always", "OnFailure", "Never"][policy];
+        let probe = serde_json::json!({"tcpSocket": {"port": 1}});
+        let mut m = model(serde_json::json!({"restartPolicy": policy,
+            "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always", "startupProbe": probe}],
+            "containers": [{"name": "a", "livenessProbe": probe, "readinessProbe": probe}, {"name": "b"}]}));
+        m.begin();
+        let names = ["i", "s", "a", "b"];
+        let mut ended: Option<String> = None;
+        for h in script {
+            let run = |m: &Model, i: usize| {
+                m.view.clone().sorted().latest(names[i]).filter(|c| c.state == RunState::Running).map(|c| c.id.clone())
+            };
+            match h {
+                Happening::Exit(i, code) => {
+                    if let Some(id) = run(&m, i) {
+                        m.exits(&id, code);
+                    }
+                }
+                Happening::Probe(i, good) => {
+                    let kind = if names[i] == "s" { ProbeKind::Startup } else { ProbeKind::Liveness };
+                    if let Some(id) = run(&m, i) {
+                        m.probe(names[i], &id, kind, good);
+                    }
+                }
+                Happening::Wait(seconds) => m.wait(seconds),
+                Happening::LoseSandbox => {
+                    for s in &mut m.view.sandboxes {
+                        s.ready = false;
+                    }
+                    let alive: Vec<String> = m.view.alive().map(|c| c.id.clone()).collect();
+                    for id in alive {
+                        m.exit(&id, 137);
+                    }
+                    let look = m.look();
+                    m.happen(vec![look]);
+                }
+                Happening::Break(yes) => m.broken = if yes { vec![("b".into(), pull_error())] } else { vec![] },
+                Happening::Delete(grace) => m.delete(grace),
+                Happening::Evict => {
+                    m.happen(vec![Event::Evict { reason: "Evicted".into(), message: String::new(), grace: Some(1) }]);
+                }
+                Happening::Gone => m.happen(vec![Event::Gone]),
+            }
+            for name in names {
+                let alive = m.view.alive().filter(|c| c.name == name).count();
+                proptest::prop_assert!(alive <= 1, "{name} runs {alive} times:\n{}", m.log);
+            }
+            if m.state.gone {
+                break;
+            }
+            let phase = m.state.status.clone().and_then(|s| s.phase).unwrap_or_default();
+            if let Some(before) = &ended {
+                proptest::prop_assert_eq!(before, &phase, "an ended pod changed:\n{}", m.log);
+            }
+            if matches!(phase.as_str(), "Succeeded" | "Failed") {
+                // The API now has this phase.
+                let mut pod = (*m.state.pod).clone();
+                pod.status = m.state.status.clone();
+                m.happen(vec![Event::Pod(Arc::new(pod))]);
+                ended = Some(phase);
+            }
+        }
+        m.delete(1);
+        m.wait(600);
+        m.happen(vec![Event::Gone]);
+        proptest::prop_assert!(m.log.contains("forget"), "it does not end:\n{}", m.log);
+        proptest::prop_assert_eq!(m.view.alive().count(), 0);
+    }
+}

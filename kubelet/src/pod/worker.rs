@@ -531,9 +531,7 @@ impl Start {
         k: &Arc<Kubelet>,
         cancel: &CancellationToken,
     ) -> Option<Result<(), StartError>> {
-        let Some((role, c)) = spec::container(&self.pod, &self.name) else {
-            return None;
-        };
+        let (role, c) = spec::container(&self.pod, &self.name)?;
         let image = tokio::select! {
             () = cancel.cancelled() => return None,
             image = self.image(k, &c) => image,

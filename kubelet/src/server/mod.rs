@@ -310,4 +310,11 @@ mod tests {
             .map(|(k, v)| (k.to_string(), v.to_string()))
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_query_is_read(text in ".{0,60}") {
+            let _ = query(&text);
+        }
+    }
 }

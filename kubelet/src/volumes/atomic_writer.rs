@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,7 +173,7 @@ fn holds(dir: &Path, payload: &Payload) -> bool {
                 .and_then(|r| {
                     payload
                         .iter()
-                        .find(|(k, _)| PathBuf::from(k) == Path::new(r))
+                        .find(|(k, _)| Path::new(k) == Path::new(r))
                         .map(|(_, f)| f)
                 })
             else {
