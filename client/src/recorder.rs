@@ -32,6 +32,8 @@ struct Note {
     kind: EventType,
     reason: String,
     message: String,
+    /// When it happened; it may be written later.
+    at: Timestamp,
 }
 
 /// Writes events in the background. Cheap to clone.
@@ -81,6 +83,7 @@ impl Recorder {
             kind,
             reason: reason.into(),
             message: message.into(),
+            at: Timestamp::now(),
         };
         if self.tx.try_send(note).is_err() {
             tracing::debug!("an event was dropped: too many are waiting");
@@ -125,7 +128,7 @@ async fn write_all(client: Client, source: EventSource, mut rx: mpsc::Receiver<N
             note.message.clone(),
             note.kind,
         );
-        let now = Timestamp::now();
+        let now = note.at;
         if let Some((_, name, count)) = seen.get_mut(&key) {
             let patch = serde_json::json!({"count": *count + 1, "lastTimestamp": Time(now)});
             match api
@@ -143,7 +146,7 @@ async fn write_all(client: Client, source: EventSource, mut rx: mpsc::Receiver<N
                 }
             }
         }
-        let event = new_event(&note, &namespace, &source, now, rand::random::<u64>());
+        let event = new_event(&note, &namespace, &source);
         match api.create(&PostParams::default(), &event).await {
             Ok(made) => {
                 if seen.len() >= REMEMBERED {
@@ -159,13 +162,8 @@ async fn write_all(client: Client, source: EventSource, mut rx: mpsc::Receiver<N
     }
 }
 
-fn new_event(
-    note: &Note,
-    namespace: &str,
-    source: &EventSource,
-    now: Timestamp,
-    unique: u64,
-) -> Event {
+fn new_event(note: &Note, namespace: &str, source: &EventSource) -> Event {
+    let now = note.at;
     let mut event = Event {
         involved_object: note.about.clone(),
         type_: Some(note.kind.as_str().into()),
@@ -183,6 +181,9 @@ fn new_event(
     };
     event.metadata.namespace = Some(namespace.to_string());
     let about = note.about.name.as_deref().unwrap_or("unknown");
+    // The time in nanoseconds as upstream's: timestamps have seconds only, so it is the order of names in which
+    // `kubectl describe` shows what happened within one of them.
+    let unique = now.as_nanosecond() as u64;
     event.metadata.name = Some(format!("{about}.{unique:016x}"));
     event
 }
@@ -198,6 +199,28 @@ fn cut(text: &str, max: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_events_are_in_the_order_in_which_they_happened() {
+        let name = |ns: i128| {
+            let note = Note {
+                about: ObjectReference {
+                    name: Some("web".into()),
+                    ..ObjectReference::default()
+                },
+                kind: EventType::Normal,
+                reason: "Started".into(),
+                message: "Container started".into(),
+                at: Timestamp::from_nanosecond(ns).unwrap(),
+            };
+            new_event(&note, "default", &EventSource::default())
+                .metadata
+                .name
+                .unwrap()
+        };
+        assert!(name(1_795_273_035_000_000_001) < name(1_795_273_035_900_000_000));
+        assert_eq!(name(16), "web.0000000000000010");
+    }
 
     #[test]
     fn long_messages_are_cut_between_characters() {

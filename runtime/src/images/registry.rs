@@ -676,7 +676,39 @@ fn root_cause(e: &dyn std::error::Error) -> String {
     texts.dedup();
     match texts.as_slice() {
         [only] => only.clone(),
-        [first, .., last] => format!("{first}: {last}"),
+        [first, .., last] => format!("{first}: {}", plain(last)),
         [] => String::new(),
+    }
+}
+
+/// The resolver's errors are its own structures printed: say what they mean.
+fn plain(cause: &str) -> &str {
+    if cause.starts_with("no records found for") {
+        "the host's name cannot be resolved: no such host"
+    } else if cause == "no connections available" {
+        "the host's name cannot be resolved: no name server answers (see /etc/resolv.conf)"
+    } else {
+        cause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_does_not_resolve_is_said_in_words() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("error sending request")]
+        struct Outer(#[source] Inner);
+        #[derive(Debug, thiserror::Error)]
+        #[error(
+            "no records found for Query {{ name: Name(\"nosuch.invalid.\"), query_type: AAAA }}"
+        )]
+        struct Inner;
+        assert_eq!(
+            root_cause(&Outer(Inner)),
+            "error sending request: the host's name cannot be resolved: no such host"
+        );
     }
 }
