@@ -22,6 +22,9 @@ struct Model {
     busy: Vec<Event>,
     /// Volumes cannot be mounted.
     unmountable: Option<String>,
+    /// What commands lead to comes later, when it is delivered.
+    slow: bool,
+    pending: Vec<Event>,
 }
 
 fn model(spec: serde_json::Value) -> Model {
@@ -39,6 +42,8 @@ fn model(spec: serde_json::Value) -> Model {
         stubborn: false,
         busy: vec![],
         unmountable: None,
+        slow: false,
+        pending: vec![],
     }
 }
 
@@ -52,7 +57,16 @@ impl Model {
         for _ in 0..200 {
             let commands = self.state.step(std::mem::take(&mut events), self.now);
             for c in commands {
-                events.extend(self.carry_out(c));
+                let results = self.carry_out(c);
+                if self.slow {
+                    self.pending.extend(
+                        results
+                            .into_iter()
+                            .filter(|e| !matches!(e, Event::Runtime(_))),
+                    );
+                } else {
+                    events.extend(results);
+                }
             }
             if events.is_empty() {
                 return;
@@ -183,6 +197,16 @@ impl Model {
                 vec![]
             }
         }
+    }
+
+    /// One of the results that are due arrives, after a look at the runtime.
+    fn deliver(&mut self, which: usize) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let event = self.pending.remove(which % self.pending.len());
+        let look = self.look();
+        self.happen(vec![look, event]);
     }
 
     fn exit(&mut self, id: &str, code: i32) {
@@ -666,6 +690,8 @@ enum Happening {
     Delete(i64),
     Evict,
     Gone,
+    Look,
+    Deliver(usize),
 }
 
 fn happening() -> impl proptest::strategy::Strategy<Value = Happening> {
@@ -679,6 +705,8 @@ fn happening() -> impl proptest::strategy::Strategy<Value = Happening> {
         1 => (1i64..30).prop_map(Happening::Delete),
         1 => Just(Happening::Evict),
         1 => Just(Happening::Gone),
+        2 => Just(Happening::Look),
+        12 => (0usize..5).prop_map(Happening::Deliver),
     ]
 }
 
@@ -686,13 +714,15 @@ proptest::proptest! {
     #[test]
     fn whatever_happens_the_machine_rests_runs_nothing_twice_and_ends(
         policy in 0usize..3,
-        script in proptest::collection::vec(happening(), 0..25),
+        slow in proptest::bool::ANY,
+        script in proptest::collection::vec(happening(), 0..40),
     ) {
         let policy = ["Always", "OnFailure", "Never"][policy];
         let probe = serde_json::json!({"tcpSocket": {"port": 1}});
         let mut m = model(serde_json::json!({"restartPolicy": policy,
             "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always", "startupProbe": probe}],
             "containers": [{"name": "a", "livenessProbe": probe, "readinessProbe": probe}, {"name": "b"}]}));
+        m.slow = slow;
         m.begin();
         let names = ["i", "s", "a", "b"];
         let mut ended: Option<String> = None;
@@ -730,6 +760,11 @@ proptest::proptest! {
                     m.happen(vec![Event::Evict { reason: "Evicted".into(), message: String::new(), grace: Some(1) }]);
                 }
                 Happening::Gone => m.happen(vec![Event::Gone]),
+                Happening::Look => {
+                    let look = m.look();
+                    m.happen(vec![look]);
+                }
+                Happening::Deliver(which) => m.deliver(which),
             }
             for name in names {
                 let alive = m.view.alive().filter(|c| c.name == name).count();
@@ -751,8 +786,14 @@ proptest::proptest! {
             }
         }
         m.delete(1);
+        for _ in 0..100 {
+            m.deliver(0);
+        }
         m.wait(600);
         m.happen(vec![Event::Gone]);
+        for _ in 0..100 {
+            m.deliver(0);
+        }
         proptest::prop_assert!(m.log.contains("forget"), "it does not end:\n{}", m.log);
         proptest::prop_assert_eq!(m.view.alive().count(), 0);
     }
