@@ -2,7 +2,7 @@
 //! nothing.
 
 use super::{find, text};
-use crate::auth::authorization::node_of;
+use crate::auth::node::node_of;
 use crate::{App, Operation, Write};
 use skiff_api::status::Status;
 

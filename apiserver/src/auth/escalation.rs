@@ -1,7 +1,8 @@
 //! Nobody grants more than they have: roles and bindings are only written by those who hold all of their rules, or the
 //! verbs `escalate` (roles) and `bind` (bindings) on them. Upstream's policybased storages of rbac; pure but for the look-up.
 
-use super::authorization::{Attributes, Decision, Rule};
+use super::authorization::{Attributes, Decision};
+use super::rbac::Rule;
 use super::{MASTERS, UserInfo};
 use crate::admission::text;
 use crate::{App, Operation, Write};

@@ -5,7 +5,9 @@
 pub mod authentication;
 pub mod authorization;
 pub mod escalation;
+pub mod node;
 pub mod pki;
+pub mod rbac;
 pub mod reviews;
 pub mod tokens;
 
@@ -74,14 +76,14 @@ pub struct Auth {
     /// Service account tokens.
     pub tokens: tokens::Tokens,
     /// Decoded RBAC objects.
-    pub rbac: authorization::Rbac,
+    pub rbac: rbac::Rbac,
     /// The server token (`--token`).
     pub server_token: String,
 }
 
 impl Auth {
     /// Reads or makes the keys and certificates below `<data-dir>/server/tls` and the server token. The rules are read
-    /// when [`authorization::Rbac::follow`] is called with the open store.
+    /// when [`rbac::Rbac::follow`] is called with the open store.
     ///
     /// # Errors
     /// When files cannot be read or written, or are not what they should be; the text names the file.
@@ -92,7 +94,7 @@ impl Auth {
         Ok(Self {
             pki,
             tokens,
-            rbac: authorization::Rbac::default(),
+            rbac: rbac::Rbac::default(),
             server_token,
         })
     }

@@ -1,62 +1,25 @@
 //! Keys and certificates below `<data-dir>/server/tls/`, under k3s's file names. Owns the two authorities (`server-ca`,
 //! `client-ca`), what they issue, and the TLS configuration. Certificates are renewed at start and while running.
 
+mod ca;
+mod serving;
+
+pub use ca::Pair;
+
 use crate::{Config, Error};
+use ca::{Ca, DAY, LEAF_DAYS, RENEW_DAYS, Use, broken, make_dir, now, read, write};
 use parking_lot::RwLock;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
-};
-use rustls::DigitallySignedStruct;
-use rustls::client::danger::HandshakeSignatureValid;
+use rcgen::KeyPair;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use std::fmt::Debug;
-use std::io::Write;
+use serving::{AnyCertificate, Serving};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-const DAY: u64 = 86_400;
-/// Validity of authorities.
-const CA_DAYS: u64 = 3650;
-/// Validity of what they issue (k3s's).
-const LEAF_DAYS: u64 = 365;
-/// Renewed when less than this is left (k3s's).
-const RENEW_DAYS: u64 = 120;
-
-/// A certificate with its key, both PEM. The chain is the certificate followed by its authority's.
-#[derive(Clone)]
-pub struct Pair {
-    /// Certificate chain.
-    pub cert_pem: String,
-    /// PKCS#8 key.
-    pub key_pem: String,
-}
-
-/// What a certificate is for.
-enum Use {
-    Server {
-        names: Vec<String>,
-        ips: Vec<IpAddr>,
-    },
-    Client {
-        organizations: Vec<String>,
-    },
-}
-
-/// An authority.
-struct Ca {
-    cert_pem: String,
-    der: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
-}
 
 /// The cluster's keys and certificates.
 pub struct Pki {
@@ -68,62 +31,6 @@ pub struct Pki {
     serving: Arc<Serving>,
     clients: Arc<dyn ClientCertVerifier>,
     provider: Arc<CryptoProvider>,
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
-}
-
-fn broken(path: &Path, why: impl std::fmt::Display) -> Error {
-    Error::Pki(format!(
-        "{}: {why}; put back a copy of it, or remove it to have a new one made",
-        path.display()
-    ))
-}
-
-fn io(path: &Path, source: std::io::Error) -> Error {
-    Error::DataDir {
-        path: path.into(),
-        source,
-    }
-}
-
-/// Reads a text file; none when there is none.
-fn read(path: &Path) -> Result<Option<String>, Error> {
-    match std::fs::read_to_string(path) {
-        Ok(s) => Ok(Some(s)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(io(path, e)),
-    }
-}
-
-/// Writes a file that only its owner reads, whole or not at all.
-fn write(path: &Path, text: &str) -> Result<(), Error> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    let go = || {
-        let mut f = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        f.write_all(text.as_bytes())?;
-        f.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    go().map_err(|e| io(path, e))
-}
-
-fn make_dir(dir: &Path) -> Result<(), Error> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|e| io(dir, e))
 }
 
 /// The secret of `--token`, else of `<data-dir>/server/token`, else a new one written there.
@@ -147,188 +54,6 @@ pub fn server_token(config: &Config) -> Result<String, Error> {
         .collect();
     write(&path, &token)?;
     Ok(token)
-}
-
-fn offset(at: u64) -> impl Fn(&mut CertificateParams, u64) {
-    move |p, seconds| {
-        let epoch = rcgen::date_time_ymd(1970, 1, 1);
-        // An hour of tolerance for clocks that go differently.
-        p.not_before = epoch + Duration::from_secs(at.saturating_sub(3600));
-        p.not_after = epoch + Duration::from_secs(at + seconds);
-    }
-}
-
-fn serial() -> SerialNumber {
-    let mut b = rand::random::<[u8; 16]>();
-    // Positive and without a leading zero.
-    b[0] = b[0] & 0x7f | 0x40;
-    SerialNumber::from_slice(&b)
-}
-
-impl Ca {
-    fn open(dir: &Path, name: &str, at: u64) -> Result<Self, Error> {
-        let (cert_path, key_path) = (
-            dir.join(format!("{name}.crt")),
-            dir.join(format!("{name}.key")),
-        );
-        let (cert_pem, key_pem) = match (read(&cert_path)?, read(&key_path)?) {
-            (Some(c), Some(k)) => (c, k),
-            (Some(_), None) => {
-                return Err(broken(
-                    &key_path,
-                    "the authority's certificate is there but its key is missing",
-                ));
-            }
-            (None, key) => {
-                let key = match key {
-                    Some(k) => KeyPair::from_pem(&k).map_err(|e| broken(&key_path, e))?,
-                    None => KeyPair::generate().map_err(|e| Error::Pki(e.to_string()))?,
-                };
-                let mut p = CertificateParams::default();
-                p.distinguished_name = DistinguishedName::new();
-                p.distinguished_name
-                    .push(DnType::CommonName, format!("skiff-{name}@{at}"));
-                p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-                p.key_usages = vec![
-                    KeyUsagePurpose::DigitalSignature,
-                    KeyUsagePurpose::KeyEncipherment,
-                    KeyUsagePurpose::KeyCertSign,
-                ];
-                p.serial_number = Some(serial());
-                offset(at)(&mut p, CA_DAYS * DAY);
-                let cert = p.self_signed(&key).map_err(|e| Error::Pki(e.to_string()))?;
-                write(&key_path, &key.serialize_pem())?;
-                write(&cert_path, &cert.pem())?;
-                (cert.pem(), key.serialize_pem())
-            }
-        };
-        let der = CertificateDer::from_pem_slice(cert_pem.as_bytes())
-            .map_err(|e| broken(&cert_path, e))?;
-        let key = KeyPair::from_pem(&key_pem).map_err(|e| broken(&key_path, e))?;
-        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|e| broken(&cert_path, e))?;
-        Ok(Self {
-            cert_pem,
-            der,
-            issuer,
-        })
-    }
-
-    fn issue(&self, cn: &str, wanted: &Use, at: u64) -> Result<Pair, Error> {
-        let bad = |e: rcgen::Error| Error::Pki(format!("certificate for {cn}: {e}"));
-        let key = KeyPair::generate().map_err(bad)?;
-        let mut p = CertificateParams::default();
-        p.distinguished_name = DistinguishedName::new();
-        p.serial_number = Some(serial());
-        p.use_authority_key_identifier_extension = true;
-        p.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
-        match wanted {
-            Use::Server { names, ips } => {
-                for n in names {
-                    p.subject_alt_names
-                        .push(SanType::DnsName(n.as_str().try_into().map_err(bad)?));
-                }
-                p.subject_alt_names
-                    .extend(ips.iter().map(|ip| SanType::IpAddress(*ip)));
-                p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-            }
-            Use::Client { organizations } => {
-                // rcgen holds one value for each type; the same type by its number makes room for a second.
-                for (i, o) in organizations.iter().enumerate() {
-                    let kind = match i {
-                        0 => DnType::OrganizationName,
-                        1 => DnType::CustomDnType(vec![2, 5, 4, 10]),
-                        _ => {
-                            return Err(Error::Pki(format!(
-                                "certificate for {cn}: at most two organizations can be issued"
-                            )));
-                        }
-                    };
-                    p.distinguished_name.push(kind, o.as_str());
-                }
-                p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-            }
-        }
-        p.distinguished_name.push(DnType::CommonName, cn);
-        offset(at)(&mut p, LEAF_DAYS * DAY);
-        let cert = p.signed_by(&key, &self.issuer).map_err(bad)?;
-        Ok(Pair {
-            cert_pem: format!("{}{}", cert.pem(), self.cert_pem),
-            key_pem: key.serialize_pem(),
-        })
-    }
-
-    /// The pair in the directory if it will do for a while, else a new one.
-    fn ensure(
-        &self,
-        dir: &Path,
-        file: &str,
-        cn: &str,
-        wanted: &Use,
-        at: u64,
-    ) -> Result<Pair, Error> {
-        let (cert_path, key_path) = (
-            dir.join(format!("{file}.crt")),
-            dir.join(format!("{file}.key")),
-        );
-        if let (Some(cert_pem), Some(key_pem)) = (read(&cert_path)?, read(&key_path)?)
-            && self.will_do(&cert_pem, &key_pem, wanted, at)
-        {
-            return Ok(Pair { cert_pem, key_pem });
-        }
-        let pair = self.issue(cn, wanted, at)?;
-        write(&key_path, &pair.key_pem)?;
-        write(&cert_path, &pair.cert_pem)?;
-        Ok(pair)
-    }
-
-    fn will_do(&self, cert_pem: &str, key_pem: &str, wanted: &Use, at: u64) -> bool {
-        let Ok(der) = CertificateDer::from_pem_slice(cert_pem.as_bytes()) else {
-            return false;
-        };
-        let Ok((_, cert)) = x509_parser::parse_x509_certificate(&der) else {
-            return false;
-        };
-        let Ok((_, ca)) = x509_parser::parse_x509_certificate(&self.der) else {
-            return false;
-        };
-        let Ok(key) = KeyPair::from_pem(key_pem) else {
-            return false;
-        };
-        if cert.verify_signature(Some(ca.public_key())).is_err()
-            || *cert.public_key().subject_public_key.data != *key.public_key_raw()
-        {
-            return false;
-        }
-        let until = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
-        if until < at + RENEW_DAYS * DAY {
-            return false;
-        }
-        let Use::Server { names, ips } = wanted else {
-            return true;
-        };
-        let Ok(Some(san)) = cert.subject_alternative_name() else {
-            return false;
-        };
-        let has_name = |n: &str| {
-            san.value
-                .general_names
-                .iter()
-                .any(|g| matches!(g, x509_parser::extensions::GeneralName::DNSName(d) if *d == n))
-        };
-        let has_ip = |ip: &IpAddr| {
-            let octets = match ip {
-                IpAddr::V4(a) => a.octets().to_vec(),
-                IpAddr::V6(a) => a.octets().to_vec(),
-            };
-            san.value.general_names.iter().any(
-                |g| matches!(g, x509_parser::extensions::GeneralName::IPAddress(b) if *b == octets),
-            )
-        };
-        names.iter().all(|n| has_name(n)) && ips.iter().all(has_ip)
-    }
 }
 
 impl Pki {
@@ -400,7 +125,7 @@ impl Pki {
             dir: dir.into(),
             provider: provider.clone(),
         };
-        serving.current.write().1 = until(&pair) - RENEW_DAYS * DAY;
+        serving.current.write().1 = until(&pair).saturating_sub(RENEW_DAYS * DAY);
         let mut roots = rustls::RootCertStore::empty();
         roots
             .add(client_ca.der.clone())
@@ -626,101 +351,6 @@ fn until(pair: &Pair) -> u64 {
     })
     .and_then(|t| u64::try_from(t).ok())
     .unwrap_or(0)
-}
-
-/// The serving certificate, renewed by the first handshake after it has become old.
-struct Serving {
-    current: RwLock<(Arc<CertifiedKey>, u64)>,
-    ca: Ca,
-    wanted: Use,
-    dir: PathBuf,
-    provider: Arc<CryptoProvider>,
-}
-
-impl Debug for Serving {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Serving")
-    }
-}
-
-impl ResolvesServerCert for Serving {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let at = now();
-        {
-            let current = self.current.read();
-            if at < current.1 {
-                return Some(current.0.clone());
-            }
-        }
-        let mut current = self.current.write();
-        if at >= current.1 {
-            let renewed = self
-                .ca
-                .ensure(
-                    &self.dir,
-                    "serving-kube-apiserver",
-                    "kube-apiserver",
-                    &self.wanted,
-                    at,
-                )
-                .and_then(|pair| {
-                    Ok((
-                        Arc::new(certified(&pair, &self.provider)?),
-                        until(&pair) - RENEW_DAYS * DAY,
-                    ))
-                });
-            match renewed {
-                Ok(new) => *current = new,
-                Err(e) => {
-                    tracing::error!(error = %e, "the serving certificate could not be renewed");
-                    current.1 = at + DAY;
-                }
-            }
-        }
-        Some(current.0.clone())
-    }
-}
-
-/// Takes any client certificate whose key the client has.
-#[derive(Debug)]
-struct AnyCertificate {
-    hints: Arc<dyn ClientCertVerifier>,
-}
-
-impl ClientCertVerifier for AnyCertificate {
-    fn root_hint_subjects(&self) -> &[rustls::DistinguishedName] {
-        self.hints.root_hint_subjects()
-    }
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.hints.verify_tls12_signature(message, cert, dss)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.hints.verify_tls13_signature(message, cert, dss)
-    }
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.hints.supported_verify_schemes()
-    }
 }
 
 /// The first address of a network that a service can have: `10.43.0.0/16` -> `10.43.0.1`.

@@ -1,7 +1,8 @@
 //! The kinds that ask about users: SelfSubjectReview, TokenReview and the SubjectAccessReview family. Owns their answers;
 //! stores nothing.
 
-use super::authorization::{Attributes, Decision, Rule};
+use super::authorization::{Attributes, Decision};
+use super::rbac::Rule;
 use super::{UserInfo, authentication};
 use crate::App;
 use crate::admission::text;
@@ -234,7 +235,7 @@ fn rules(app: &Arc<App>, user: &UserInfo, namespace: &str) -> Value {
             paths.push(json!({"verbs": r.verbs, "nonResourceURLs": r.urls}));
         }
     }
-    let incomplete = super::authorization::node_of(user).is_some();
+    let incomplete = super::node::node_of(user).is_some();
     let mut status =
         json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": incomplete});
     if incomplete {

@@ -327,11 +327,10 @@ async fn refusal(answer: http::Response<Body>) -> Status {
     }
     match code {
         400 => Status::bad_request(said),
-        404 => Status::new(
-            404,
-            "NotFound",
-            format!("the server could not find the requested resource ({said})"),
-        ),
+        // What the kubelet says names the pod and the container: it is what people need, so it is not wrapped
+        // (upstream passes the kubelet's answer to an upgrade on as it is).
+        404 if !said.is_empty() => Status::new(404, "NotFound", said),
+        404 => Status::no_route(),
         _ => Status::internal(if said.is_empty() {
             format!("the kubelet answered {code}")
         } else {

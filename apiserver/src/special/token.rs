@@ -3,7 +3,7 @@
 
 use crate::App;
 use crate::admission::{find, text};
-use crate::auth::authorization::node_of;
+use crate::auth::node::node_of;
 use crate::auth::tokens::{Bound, ISSUER, MAX_SECONDS, MIN_SECONDS, Ref};
 use crate::http::{Answer, Request, negotiate, respond};
 use crate::registry;
