@@ -961,3 +961,173 @@ async fn making_and_ending_pods_is_quick() {
     }
     n.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mounts_propagate_as_asked_and_recursive_read_only_reaches_what_is_below() {
+    if skip() {
+        return;
+    }
+    let mut n = Node::start().await;
+    let mut pod = n.sandbox("prop");
+    let security = pod
+        .linux
+        .as_mut()
+        .unwrap()
+        .security_context
+        .as_mut()
+        .unwrap();
+    security.privileged = true;
+    let sandbox = n.run(&pod).await;
+    let shared = n.dir.path().join("shared");
+    std::fs::create_dir_all(&shared).unwrap();
+    let mount = |at: &std::path::Path, flags: u64| {
+        skiff_runtime::sys::mount("tmpfs", at, "tmpfs", flags, "")
+    };
+    mount(&shared, 0).unwrap();
+    mount(&shared, libc::MS_SHARED).unwrap();
+    for d in ["early", "late", "made"] {
+        std::fs::create_dir(shared.join(d)).unwrap();
+    }
+    mount(&shared.join("early"), 0).unwrap();
+    let m = |inside: &str, propagation: MountPropagation| Mount {
+        host_path: shared.display().to_string(),
+        container_path: inside.into(),
+        propagation: propagation as i32,
+        ..Default::default()
+    };
+    let mut config = with_security(
+        shell("prop", "mount -t tmpfs inner /both/made && sleep 1000"),
+        |s| s.privileged = true,
+    );
+    config.mounts = vec![
+        m("/none", MountPropagation::PropagationPrivate),
+        m("/from", MountPropagation::PropagationHostToContainer),
+        m("/both", MountPropagation::PropagationBidirectional),
+        Mount {
+            readonly: true,
+            recursive_read_only: true,
+            ..m("/rro", MountPropagation::PropagationPrivate)
+        },
+        Mount {
+            readonly: true,
+            ..m("/ro", MountPropagation::PropagationPrivate)
+        },
+    ];
+    let id = n.create(&sandbox, &pod, config).await;
+    n.start_container(&id).await.unwrap();
+    mount(&shared.join("late"), 0).unwrap();
+    std::fs::write(shared.join("late/file"), "").unwrap();
+    assert_eq!(
+        n.out(&id, "ls /none/late /from/late /both/late | tr '\\n' ' '")
+            .await,
+        "/both/late: file  /from/late: file  /none/late:"
+    );
+    assert_eq!(n.exec(&id, "touch /ro/x").await.exit_code, 1);
+    assert_eq!(
+        n.exec(&id, "touch /ro/early/x").await.exit_code,
+        0,
+        "plain readOnly is not recursive"
+    );
+    assert_eq!(n.exec(&id, "touch /rro/early/x").await.exit_code, 1);
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let made = shared.join("made").display().to_string();
+    assert!(
+        mounts.contains(&format!("inner {made} tmpfs")),
+        "the container's mount is seen by the node"
+    );
+    n.client
+        .stop_pod_sandbox(StopPodSandboxRequest {
+            pod_sandbox_id: sandbox,
+        })
+        .await
+        .unwrap();
+    for d in ["made", "late", "early", ""] {
+        skiff_runtime::sys::umount_detach(&shared.join(d)).unwrap();
+    }
+    n.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn image_volumes_devices_and_profiles_of_the_node_are_usable() {
+    if skip() {
+        return;
+    }
+    let mut n = Node::start().await;
+    let pod = n.sandbox("extra");
+    let sandbox = n.run(&pod).await;
+    let profile = n.dir.path().join("no-chmod.json");
+    std::fs::write(&profile, r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["chmod","fchmodat"],"action":"SCMP_ACT_ERRNO"}]}"#).unwrap();
+    let script = "ls /img/etc; touch /img/x; chmod 700 /tmp; exec 9</dev/mydev && echo opened; ls -l /dev/mydev | cut -c1-10; mkdir -p /w";
+    let mut config = with_security(shell("extra", script), |s| {
+        let profile_type = security_profile::ProfileType::Localhost as i32;
+        s.seccomp = Some(SecurityProfile {
+            profile_type,
+            localhost_ref: profile.display().to_string(),
+        });
+    });
+    config.working_dir = "/made/by/runtime".into();
+    config.devices = vec![Device {
+        container_path: "/dev/mydev".into(),
+        host_path: "/dev/cpu_dma_latency".into(),
+        permissions: "rw".into(),
+    }];
+    let image = Some(ImageSpec {
+        image: "busybox:test".into(),
+        ..Default::default()
+    });
+    config.mounts = vec![Mount {
+        container_path: "/img".into(),
+        image,
+        readonly: true,
+        ..Default::default()
+    }];
+    let id = n.create(&sandbox, &pod, config).await;
+    n.start_container(&id).await.unwrap();
+    n.ended(&id).await;
+    let log = n.log("extra", "extra");
+    for line in [
+        "stdout F passwd",
+        "stderr F touch: /img/x: Read-only file system",
+        "stderr F chmod: /tmp: Operation not permitted",
+        "stdout F opened",
+        "stdout F crw",
+    ] {
+        assert!(log.contains(line), "{line:?} in {log}");
+    }
+    let e = n.client.create_container(CreateContainerRequest {
+        pod_sandbox_id: sandbox.clone(),
+        config: Some(with_security(shell("x", ""), |s| {
+            let profile_type = security_profile::ProfileType::Localhost as i32;
+            s.seccomp = Some(SecurityProfile {
+                profile_type,
+                localhost_ref: "/no/such/profile.json".into(),
+            });
+        })),
+        sandbox_config: None,
+    });
+    assert!(
+        e.await
+            .unwrap_err()
+            .message()
+            .contains("/no/such/profile.json")
+    );
+    let filter = ListContainersRequest {
+        filter: Some(ContainerFilter {
+            pod_sandbox_id: sandbox,
+            ..Default::default()
+        }),
+    };
+    let all = n
+        .client
+        .list_containers(filter)
+        .await
+        .unwrap()
+        .into_inner()
+        .containers;
+    assert_eq!(
+        all.len(),
+        1,
+        "a container that could not be made leaves nothing"
+    );
+    n.finish().await;
+}
