@@ -4,10 +4,12 @@
 pub mod client;
 mod containers;
 pub mod log;
+mod processes;
 pub mod protocol;
 mod server;
-pub use server::unknown_exit;
 mod setup;
+
+pub use processes::unknown_exit;
 
 /// `skiff shim DIR`: runs the shim of the sandbox whose directory is DIR. Descriptor 0 is the listening control socket,
 /// descriptor 1 a pipe that gets `ok PID` or a message. Never returns.
