@@ -1,6 +1,6 @@
 //! Pods end when the node runs short (upstream pkg/kubelet/eviction): memory.available<100Mi, nodefs.available<10%,
-//! nodefs.inodesFree<5%, pid.available<1%. Owns the choice of the pod and the pressure conditions; a pod's end is its
-//! worker's.
+//! nodefs.inodesFree<5%, pid.available<1%; and when they use more local storage than they may. Owns the choice of the
+//! pod and the pressure conditions; a pod's end is its worker's.
 
 use crate::kubelet::Kubelet;
 use crate::kuberuntime::resources::pod_requests;
@@ -10,8 +10,10 @@ use crate::node::status::Pressure;
 use crate::pod::spec;
 use crate::pod::state::Event;
 use crate::pod::worker::Msg;
+use crate::quantity;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -137,6 +139,7 @@ pub async fn run(k: Arc<Kubelet>, tell: watch::Sender<Pressure>) {
             *p = pressure;
             changed
         });
+        beyond_limits(&k).await;
         // One pod at a time, and time for its end to show.
         let waiting = evicted_at.is_some_and(|t| now.duration_since(t) < Duration::from_secs(30));
         if (short.memory || short.disk) && !waiting && evict(&k, short.memory).await {
@@ -211,6 +214,137 @@ async fn evict(k: &Arc<Kubelet>, memory: bool) -> bool {
     true
 }
 
+/// Local storage that a pod may use: emptyDir volumes with a sizeLimit (not in memory, the kernel limits those), and
+/// containers with a limit of ephemeral-storage. Names and bytes. Pure.
+pub fn storage_limits(pod: &Pod) -> (Vec<(String, i64)>, Vec<(String, i64)>) {
+    let volumes = spec::spec(pod)
+        .volumes
+        .iter()
+        .flatten()
+        .filter_map(|v| {
+            let e = v
+                .empty_dir
+                .as_ref()
+                .filter(|e| e.medium.as_deref() != Some("Memory"))?;
+            let limit = e
+                .size_limit
+                .as_ref()
+                .and_then(quantity::value)
+                .filter(|l| *l > 0)?;
+            Some((v.name.clone(), limit))
+        })
+        .collect();
+    let containers = spec::containers(pod)
+        .iter()
+        .filter_map(|c| {
+            let limits = c.resources.as_ref().and_then(|r| r.limits.as_ref());
+            let limit = quantity::value_of(limits, "ephemeral-storage");
+            (limit > 0).then(|| (c.name.clone(), limit))
+        })
+        .collect();
+    (volumes, containers)
+}
+
+/// Bytes that a directory's files occupy, without following links or entering other file systems.
+fn occupied(dir: &Path) -> i64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(top) = std::fs::symlink_metadata(dir) else {
+        return 0;
+    };
+    let mut total = 0;
+    let mut stack = vec![dir.to_path_buf()];
+    while let Some(d) = stack.pop() {
+        for e in std::fs::read_dir(d).into_iter().flatten().flatten() {
+            let Ok(m) = e.path().symlink_metadata() else {
+                continue;
+            };
+            total += m.blocks() as i64 * 512;
+            if m.is_dir() && m.dev() == top.dev() {
+                stack.push(e.path());
+            }
+        }
+    }
+    total
+}
+
+/// Ends pods that use more local storage than they may. Nothing is looked at when no pod has a limit.
+async fn beyond_limits(k: &Arc<Kubelet>) {
+    let limited: Vec<(Arc<Pod>, _, _)> = k
+        .workers
+        .lock()
+        .values()
+        .filter_map(|h| {
+            let p = h.published.lock();
+            let (volumes, containers) = storage_limits(&p.pod);
+            let some = !volumes.is_empty() || !containers.is_empty();
+            (some && !p.ended).then(|| (p.pod.clone(), volumes, containers))
+        })
+        .collect();
+    if limited.is_empty() {
+        return;
+    }
+    let stats = if limited.iter().any(|(_, _, c)| !c.is_empty()) {
+        k.cri.list_container_stats().await.unwrap_or_default()
+    } else {
+        Vec::new()
+    };
+    for (pod, volumes, containers) in limited {
+        let uid = spec::uid(&pod).to_string();
+        let dirs: Vec<_> = volumes
+            .into_iter()
+            .map(|(name, limit)| {
+                (
+                    k.config.volume_dir(&uid, "kubernetes.io/empty-dir", &name),
+                    name,
+                    limit,
+                )
+            })
+            .collect();
+        let full = tokio::task::spawn_blocking(move || {
+            dirs.into_iter()
+                .find(|(dir, _, limit)| occupied(dir) > *limit)
+        })
+        .await
+        .ok()
+        .flatten();
+        let mut message = full.map(|(_, name, limit)| {
+            format!("Usage of EmptyDir volume \"{name}\" exceeds the limit \"{limit}\" bytes. ")
+        });
+        for (name, limit) in containers {
+            let used = stats
+                .iter()
+                .filter(|s| {
+                    s.attributes.as_ref().is_some_and(|a| {
+                        a.labels.get(labels::POD_UID) == Some(&uid)
+                            && a.metadata.as_ref().is_some_and(|m| m.name == name)
+                    })
+                })
+                .filter_map(|s| s.writable_layer.as_ref()?.used_bytes.as_ref())
+                .map(|v| v.value as i64)
+                .max();
+            if used.is_some_and(|u| u > limit) && message.is_none() {
+                message = Some(format!(
+                    "Container {name} exceeded its local ephemeral storage limit \"{limit}\" bytes. "
+                ));
+            }
+        }
+        let handle = k.workers.lock().get(&uid).cloned();
+        if let (Some(message), Some(h)) = (message, handle) {
+            k.note(
+                &pod,
+                skiff_client::recorder::EventType::Warning,
+                "Evicted",
+                &message,
+            );
+            h.send(Msg::Event(Event::Evict {
+                reason: "Evicted".into(),
+                message,
+                grace: Some(1),
+            }));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,6 +394,19 @@ mod tests {
                 disk: true,
                 pid: false
             }
+        );
+    }
+
+    #[test]
+    fn local_storage_is_limited_by_volume_and_container() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {
+            "volumes": [{"name": "a", "emptyDir": {"sizeLimit": "1Ki"}}, {"name": "b", "emptyDir": {}},
+                {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Ki"}}],
+            "containers": [{"name": "c", "resources": {"limits": {"ephemeral-storage": "2Ki"}}}, {"name": "d"}]}}))
+        .unwrap();
+        assert_eq!(
+            storage_limits(&pod),
+            (vec![("a".into(), 1024)], vec![("c".into(), 2048)])
         );
     }
 }

@@ -82,7 +82,7 @@ fn applied(k: &Arc<Kubelet>, pod: Arc<Pod>, had: &HashSet<String>) {
     } else {
         admit(k, &pod)
     };
-    let (worker, handle) = Worker::new(k.clone(), pod.clone());
+    let (worker, handle) = Worker::new(k.clone(), pod.clone(), !had.contains(&uid));
     if let Some((reason, message)) = refused {
         k.note(&pod, EventType::Warning, &reason, &message);
         handle.send(Msg::Event(PodEvent::Evict {

@@ -139,14 +139,15 @@ pub struct Worker {
     rx: mpsc::UnboundedReceiver<Msg>,
     published: Arc<Mutex<Published>>,
     changed: watch::Sender<u64>,
+    fresh: bool,
     status: Arc<StatusWriter>,
     probers: Probers,
     start: Option<CancellationToken>,
 }
 
 impl Worker {
-    /// For a pod that has just been seen, with what the runtime has of it if that is known.
-    pub fn new(kubelet: Arc<Kubelet>, pod: Arc<Pod>) -> (Self, Handle) {
+    /// For a pod that has just been seen. `fresh`: the runtime is known to have nothing of it, and is not asked.
+    pub fn new(kubelet: Arc<Kubelet>, pod: Arc<Pod>, fresh: bool) -> (Self, Handle) {
         let (tx, rx) = mpsc::unbounded_channel();
         let published = Arc::new(Mutex::new(Published {
             pod: pod.clone(),
@@ -174,6 +175,7 @@ impl Worker {
             rx,
             published,
             changed,
+            fresh,
             probers: Probers::default(),
             start: None,
         };
@@ -184,12 +186,13 @@ impl Worker {
     pub async fn run(mut self) {
         let uid = spec::uid(&self.state.pod).to_string();
         let stop = self.kubelet.stop.clone();
-        let mut looking = true;
+        let mut looking = !self.fresh;
+        let mut first = self.fresh.then(|| Event::Runtime(RuntimeView::default()));
         let mut held: Vec<Event> = Vec::new();
         let mut look_again: Option<tokio::time::Instant> = None;
         loop {
-            let mut events = Vec::new();
-            if !looking {
+            let mut events: Vec<Event> = first.take().into_iter().collect();
+            if !looking && events.is_empty() {
                 let wake = self.state.wake_at.map(|at| {
                     let left = at.duration_since(Timestamp::now());
                     tokio::time::Instant::now() + Duration::try_from(left).unwrap_or_default()
@@ -226,6 +229,11 @@ impl Worker {
                     }
                 }
             }
+            tracing::trace!(
+                pod = spec::name(&self.state.pod),
+                count = events.len(),
+                "step"
+            );
             let gone = self.state.gone || events.iter().any(|e| matches!(e, Event::Gone));
             if gone {
                 self.status.forget();
@@ -266,6 +274,12 @@ impl Worker {
     fn carry_out(&mut self, command: Command) -> bool {
         let k = self.kubelet.clone();
         let pod = self.state.pod.clone();
+        match &command {
+            Command::WriteStatus(s) => {
+                tracing::trace!(pod = spec::name(&pod), phase = ?s.phase, "status");
+            }
+            other => tracing::trace!(pod = spec::name(&pod), command = ?other, "next"),
+        }
         match command {
             Command::MountVolumes => {
                 let ips = self.state.last_ips.clone();
