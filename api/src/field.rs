@@ -145,6 +145,12 @@ impl FieldError {
 
 impl std::fmt::Display for FieldError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.field, self.body())
+        // Upstream's empty path is shown as an empty index.
+        let field = if self.field.is_empty() {
+            "[]"
+        } else {
+            &self.field
+        };
+        write!(f, "{field}: {}", self.body())
     }
 }

@@ -92,7 +92,12 @@ pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) 
         }
     }
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
-    if let Some(patch) = status(set, &active, &mine, min_ready, now, None) {
+    let failure = if o.caught_up && (deleting || active.len() == wanted) {
+        Failure::Clear
+    } else {
+        Failure::Keep
+    };
+    if let Some(patch) = status(set, &active, &mine, min_ready, now, failure) {
         // Status first: what follows may take long or fail.
         actions.insert(0, patch);
     }
@@ -144,14 +149,26 @@ pub fn release(pod: &Pod, owner_uid: &str) -> Action {
     }
 }
 
-/// The status patch, if the status is to change. `failure` sets or (None) clears the ReplicaFailure condition.
+/// What becomes of the ReplicaFailure condition.
+#[derive(Clone, Copy)]
+enum Failure<'a> {
+    /// Pods are about to be made or removed: whether that works is not known yet.
+    Keep,
+    /// Nothing is left to do.
+    Clear,
+    /// It failed. A condition that is there keeps its words: refusals name the pod, which has another name each time,
+    /// and a status written for each attempt would wake this controller at once, without any back-off.
+    Set(&'a str),
+}
+
+/// The status patch, if the status is to change.
 fn status(
     set: &ReplicaSet,
     active: &[&Pod],
     mine: &[&Pod],
     min_ready: i32,
     now: Timestamp,
-    failure: Option<&str>,
+    failure: Failure<'_>,
 ) -> Option<Action> {
     let template = set.spec.as_ref().and_then(|s| s.template.as_ref());
     let template_labels = template
@@ -173,7 +190,7 @@ fn status(
     let old = serde_json::to_value(set.status.clone().unwrap_or_default()).unwrap_or_default();
     let mut conditions: Vec<Value> = old["conditions"].as_array().cloned().unwrap_or_default();
     match failure {
-        Some(message) => {
+        Failure::Set(message) if conditions.iter().all(|c| c["type"] != "ReplicaFailure") => {
             set_condition(
                 &mut conditions,
                 "ReplicaFailure",
@@ -184,7 +201,8 @@ fn status(
                 false,
             );
         }
-        None => conditions.retain(|c| c["type"] != "ReplicaFailure"),
+        Failure::Set(_) | Failure::Keep => {}
+        Failure::Clear => conditions.retain(|c| c["type"] != "ReplicaFailure"),
     }
     let fresh = json!({
         "replicas": active.len(), "fullyLabeledReplicas": labelled, "readyReplicas": ready,
@@ -318,7 +336,7 @@ async fn sync(
             &mine,
             min_ready,
             now,
-            Some(&crate::action::text(e)),
+            Failure::Set(&crate::action::text(e)),
         ) {
             let _ = crate::action::execute(shell.client(), &patch).await;
         }
@@ -403,6 +421,27 @@ mod tests {
             pod("c", json!({})),
         ];
         assert_eq!(act(&set(2), &pods, true), ["status 3", "delete a"]);
+    }
+
+    #[test]
+    fn a_failure_that_lasts_is_written_once_and_goes_when_the_pods_are_there() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut it = set(1);
+        it.status = serde_json::from_value(json!({"replicas": 0, "observedGeneration": 1, "conditions": [
+            {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "no web-a"}]}))
+        .ok();
+        // The next attempt: no status patch before it, none after it failed with other words.
+        assert_eq!(act(&it, &[], true), ["create web-cbbbb"]);
+        assert!(status(&it, &[], &[], 0, now, Failure::Set("no web-b")).is_none());
+        // It worked.
+        assert_eq!(act(&it, &[pod("a", json!({}))], true), ["status 1"]);
+        let Some(Action::Patch { patch, .. }) = status(&it, &[], &[], 0, now, Failure::Clear)
+        else {
+            panic!("the condition has to go")
+        };
+        assert_eq!(patch["status"]["conditions"], json!([]));
+        // The first failure is written.
+        assert!(status(&set(1), &[], &[], 0, now, Failure::Set("no web-a")).is_some());
     }
 
     #[test]

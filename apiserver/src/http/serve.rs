@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
@@ -73,6 +74,25 @@ pub async fn accept(app: Arc<App>, listener: TcpListener, tls: Arc<rustls::Serve
     }
 }
 
+/// The stream, or None after telling a client that speaks plain HTTP so (as Go's server does); a TLS record starts with
+/// the byte 22, a request line with a capital letter.
+async fn unless_plain(mut stream: TcpStream) -> std::io::Result<Option<TcpStream>> {
+    let mut first = [0u8];
+    if stream.peek(&mut first).await? == 1 && first[0].is_ascii_uppercase() {
+        // What was sent is read, so that closing does not reset the connection before the answer is there.
+        let mut request = [0u8; 4096];
+        let _ = stream.read(&mut request).await?;
+        stream
+            .write_all(
+                b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n",
+            )
+            .await?;
+        stream.shutdown().await?;
+        return Ok(None);
+    }
+    Ok(Some(stream))
+}
+
 async fn connection(
     app: Arc<App>,
     acceptor: tokio_rustls::TlsAcceptor,
@@ -81,7 +101,10 @@ async fn connection(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let local = stream.local_addr()?;
-    let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
+    let stream = match tokio::time::timeout(HANDSHAKE, unless_plain(stream)).await?? {
+        Some(stream) => tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??,
+        None => return Ok(()),
+    };
     let certificates = stream
         .get_ref()
         .1
@@ -126,4 +149,36 @@ async fn connection(
         () = app.cancel.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     connection.await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn plain_http_is_told_so() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = tokio::spawn(async move {
+            let mut c = TcpStream::connect(address).await.unwrap();
+            c.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                .await
+                .unwrap();
+            let mut answer = String::new();
+            c.read_to_string(&mut answer).await.unwrap();
+            let mut c = TcpStream::connect(address).await.unwrap();
+            c.write_all(&[22, 3, 1]).await.unwrap();
+            answer
+        });
+        let (stream, _) = listener.accept().await.unwrap();
+        assert!(unless_plain(stream).await.unwrap().is_none());
+        let (stream, _) = listener.accept().await.unwrap();
+        assert!(unless_plain(stream).await.unwrap().is_some());
+        let answer = client.await.unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.0 400 ")
+                && answer.contains("HTTP request to an HTTPS server"),
+            "{answer}"
+        );
+    }
 }

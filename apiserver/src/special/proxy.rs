@@ -89,7 +89,13 @@ async fn pass(app: &Arc<App>, mut request: Request, target: Target) -> Answer {
     };
     tunnel::forward(target, forward, &app.cancel)
         .await
-        .map_err(|e| Status::service_unavailable(e.message))
+        .map_err(|e| {
+            let why = e
+                .message
+                .trim_start_matches("Internal error occurred: ")
+                .trim_start_matches("error dialing backend: ");
+            Status::service_unavailable(format!("error trying to reach service: {why}"))
+        })
 }
 
 /// Relative links of pages work only below a directory: `.../proxy` becomes `.../proxy/`.

@@ -85,7 +85,13 @@ async fn connect(target: &Target) -> Result<Box<dyn Stream>, String> {
         // Addresses are numbers nearly always; a name is resolved by the system.
         let tcp = TcpStream::connect(&address)
             .await
-            .map_err(|e| format!("dial tcp {address}: {e}"))?;
+            .map_err(|e| match e.kind() {
+                // Without the errno, in the words of upstream's (Go's) errors.
+                std::io::ErrorKind::ConnectionRefused => {
+                    format!("dial tcp {address}: connect: connection refused")
+                }
+                _ => format!("dial tcp {address}: {e}"),
+            })?;
         let _ = tcp.set_nodelay(true);
         let Some(tls) = &target.tls else {
             return Ok(Box::new(tcp) as Box<dyn Stream>);
