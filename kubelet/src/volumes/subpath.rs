@@ -82,15 +82,24 @@ fn open_beneath(root: &OwnedFd, path: &Path) -> Result<OwnedFd, rustix::io::Errn
     )
 }
 
+/// Directories with the volume's own permissions (upstream doSafeMakeDir), so that whoever may use the volume may use
+/// them.
 fn make_dirs(root: &OwnedFd, path: &Path) -> Result<(), rustix::io::Errno> {
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(root)?.st_mode & 0o7777);
     let mut so_far = PathBuf::new();
     for part in path.components() {
         let Component::Normal(name) = part else {
             continue;
         };
         let parent = open_beneath(root, &so_far)?;
-        match mkdirat(&parent, name, Mode::from_raw_mode(0o750)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        match mkdirat(&parent, name, mode) {
+            Ok(()) => {
+                // The umask has taken bits away. Only what was just made, never what a link leads to.
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let made = openat(&parent, name, flags, Mode::empty())?;
+                rustix::fs::fchmod(&made, mode)?;
+            }
+            Err(rustix::io::Errno::EXIST) => {}
             Err(e) => return Err(e),
         }
         so_far.push(name);
@@ -120,8 +129,14 @@ mod tests {
             assert!(bind(&tmp.join("v"), bad, &tmp.join("t"), false).is_err());
         }
         assert!(bind(&tmp.join("v"), "../v", &tmp.join("t"), false).is_err());
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(tmp.join("v"), fs::Permissions::from_mode(0o2777)).unwrap();
         make_dirs(&root, Path::new("a/b/c")).unwrap();
-        assert!(tmp.join("v/a/b/c").is_dir());
+        let mode = fs::metadata(tmp.join("v/a/b/c"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o7777, 0o2777, "as the volume's own");
         fs::remove_dir_all(tmp).unwrap();
     }
 }
