@@ -523,4 +523,12 @@ mod tests {
         );
         assert_eq!(h.mounts()[0].fstype, "cgroup2");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_mountinfo_without_a_panic(text in "[a-z0-9/,= \n-]{0,300}") {
+            let h = Hierarchies::parse(&text);
+            proptest::prop_assert!(h.v1.iter().all(|v| !v.controllers.is_empty()));
+        }
+    }
 }

@@ -215,19 +215,11 @@ fn mounts(i: &Inputs<'_>, privileged: bool, readonly_root: bool) -> Result<Vec<M
     };
     out.push(bind("/dev/shm", shm, false));
     // The kubelet brings /etc/hosts; the other two are the sandbox's, shared by its containers.
-    if ns.network != v1::NamespaceMode::Node as i32 {
-        out.push(bind(
-            "/etc/hostname",
-            i.sandbox_dir.join("hostname"),
-            readonly_root,
-        ));
-    } else {
-        out.push(bind(
-            "/etc/hostname",
-            PathBuf::from("/etc/hostname"),
-            readonly_root,
-        ));
-    }
+    out.push(bind(
+        "/etc/hostname",
+        i.sandbox_dir.join("hostname"),
+        readonly_root,
+    ));
     out.push(bind(
         "/etc/resolv.conf",
         i.sandbox_dir.join("resolv.conf"),
@@ -676,5 +668,15 @@ mod tests {
             ..Default::default()
         };
         assert!(build(inputs(&config, &sandbox, &image)).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_cleaned_path_is_absolute_and_stays_clean(text in "[a-z./]{0,40}") {
+            let once = clean(&text);
+            proptest::prop_assert!(once.is_absolute());
+            proptest::prop_assert!(!once.components().any(|c| matches!(c, std::path::Component::ParentDir)));
+            proptest::prop_assert_eq!(clean(&once.to_string_lossy()), once);
+        }
     }
 }

@@ -52,8 +52,13 @@ fn sysctls(config: &v1::PodSandboxConfig, host_network: bool) -> BTreeMap<String
 }
 
 /// Writes the files that the pod's containers share.
-fn make_files(dir: &Path, config: &v1::PodSandboxConfig, host_ipc: bool) -> Result<(), Status> {
-    std::fs::write(dir.join("hostname"), format!("{}\n", config.hostname))
+fn make_files(
+    dir: &Path,
+    config: &v1::PodSandboxConfig,
+    hostname: &str,
+    host_ipc: bool,
+) -> Result<(), Status> {
+    std::fs::write(dir.join("hostname"), format!("{hostname}\n"))
         .map_err(internal("write the pod's host name"))?;
     let resolv = resolv_conf(config.dns_config.as_ref())
         .unwrap_or_else(|| std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
@@ -202,10 +207,16 @@ impl Runtime {
             sysctls: sysctls(&s.config, host_network),
             cgroup_mounts: self.cgroups.mounts().into_iter().map(Into::into).collect(),
         };
+        // Pods on the node's network have the node's name.
+        let hostname = if host_network {
+            self.node_hostname.clone()
+        } else {
+            s.config.hostname.clone()
+        };
         let pid = blocking(move || {
             std::fs::create_dir_all(&s.dir).map_err(internal("make the sandbox directory"))?;
             s.save().map_err(internal("write the sandbox record"))?;
-            make_files(&s.dir, &s.config, shim_config.host_ipc)?;
+            make_files(&s.dir, &s.config, &hostname, shim_config.host_ipc)?;
             let (_, pid) = Shim::spawn(&s.dir, &exe, &shim_config)
                 .map_err(|e| Status::internal(format!("start the sandbox: {e}")))?;
             Ok(pid)

@@ -301,7 +301,9 @@ impl Container {
 
     /// The first process was reaped. Everything else of the container goes with it.
     pub fn end(&mut self, status: i32) {
-        let oom_killed = self.oom_file.as_ref().is_some_and(|f| oom_count(f) > 0);
+        // A container that got over the loss of a child and ended well was not killed.
+        let oom_killed =
+            sys::exit_code(status) != 0 && self.oom_file.as_ref().is_some_and(|f| oom_count(f) > 0);
         // In a pid namespace of its own the kernel already killed the others.
         if !self.own_pid_ns {
             kill_all(self.kill_file.as_deref(), &self.cgroup_procs);

@@ -179,4 +179,29 @@ mod tests {
         assert!(String::from_utf8(out).unwrap().contains("stderr F yyy"));
         assert!(s.partial.is_empty());
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+        #[test]
+        fn any_output_in_any_pieces_can_be_put_together_again(pieces in proptest::collection::vec("[a-z\n]{0,40}", 0..30)) {
+            let mut s = LineSplitter::new("stdout");
+            let mut out = Vec::new();
+            for p in &pieces {
+                // A short limit would be another code path; long lines come from repeating the piece.
+                s.push(p.repeat(500).as_bytes(), 0, &mut out);
+            }
+            s.finish(0, &mut out);
+            let mut text = String::new();
+            for l in String::from_utf8(out).unwrap().lines() {
+                let rest = l.split_once("Z stdout ").unwrap().1;
+                proptest::prop_assert!(rest.len() <= MAX_LINE + 2);
+                text.push_str(&rest[2..]);
+                if rest.starts_with('F') {
+                    text.push('\n');
+                }
+            }
+            let want: String = pieces.iter().map(|p| p.repeat(500)).collect();
+            proptest::prop_assert_eq!(text.trim_end_matches('\n'), want.trim_end_matches('\n'));
+        }
+    }
 }

@@ -213,4 +213,14 @@ mod tests {
         );
         assert!(decode::<Request>(&mut vec![255; 8]).is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn garbage_is_refused_or_waited_for_but_never_a_panic(mut bytes in proptest::collection::vec(0u8.., 0..64)) {
+            let before = bytes.len();
+            if let Ok(Some(_)) = decode::<Request>(&mut bytes) {
+                proptest::prop_assert!(bytes.len() < before);
+            }
+        }
+    }
 }

@@ -617,6 +617,11 @@ async fn namespaces_are_shared_as_the_pod_says() {
     let id = n.create(&sandbox, &pod, config).await;
     n.start_container(&id).await.unwrap();
     assert_eq!(n.out(&id, "readlink /proc/self/ns/net").await, node_net);
+    let node = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    assert_eq!(
+        n.out(&id, "hostname; cat /etc/hostname").await,
+        format!("{0}\n{0}", node.trim())
+    );
     let pids = n
         .out(
             &id,
