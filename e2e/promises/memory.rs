@@ -59,7 +59,8 @@ pub fn total(cluster: &Cluster) -> Result<Memory> {
     let server = cluster.pid().context("the server does not run")?;
     for (pid, line) in leftovers::processes(&cluster.data_dir) {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        if !status.lines().any(|l| l == "Name:\tskiff") && !line.contains("shim") {
+        // A path in the command line of something else (a kubectl, a shell) is not ours.
+        if pid != server && !line.contains(" shim ") {
             continue;
         }
         let rss = field(&status, "VmRSS");

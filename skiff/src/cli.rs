@@ -113,7 +113,7 @@ pub struct ServerArgs {
     /// Run no containers here: control plane only
     #[arg(long)]
     pub disable_agent: bool,
-    /// Secret that agents join with; a bearer of it is an administrator
+    /// Secret that agents join with [default: one made at the first start]
     #[arg(short, long, env = "SKIFF_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// Registries' mirrors, credentials and certificates
