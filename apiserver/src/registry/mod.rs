@@ -245,6 +245,10 @@ impl Call {
             .get(::http::header::USER_AGENT)
             .and_then(|v| v.to_str().ok())
             .unwrap_or("");
+        if agent.is_empty() {
+            // Components in this process send no User-Agent: their name is that of their identity.
+            return self.user.name.trim_start_matches("system:").to_string();
+        }
         skiff_api::patch::apply::default_manager(agent)
     }
 
