@@ -195,6 +195,8 @@ fn finish(p: &ProcessSpec, ready: Ready, io: &ChildIo) -> StepResult<std::conver
         .collect::<StepResult<Vec<_>>>()?;
     let envs = env.iter().map(|e| c(e)).collect::<StepResult<Vec<_>>>()?;
 
+    // The shim goes without huge pages, which is inherited; its containers must not.
+    let _ = sys::prctl(libc::PR_SET_THP_DISABLE, 0);
     // The death of the shim ends its containers: nobody would read their output or reap them.
     step(
         "tie to the shim",

@@ -45,7 +45,7 @@ pub fn main(args: &[OsString]) -> ! {
 }
 
 /// Nothing happened for so long: the pod is quiet.
-const QUIET_MS: i32 = 2000;
+const QUIET_MS: i64 = 2000;
 
 struct Conn {
     id: u64,
@@ -70,8 +70,8 @@ pub(super) struct Shim {
     pub(super) leaving: Option<u64>,
     /// Program text, let go of when the pod is quiet.
     text: Vec<(usize, usize)>,
-    /// Something happened since then.
-    awake: bool,
+    /// When to do that (monotonic milliseconds): some time after the last thing that was more than passing on output.
+    quiet_at: Option<i64>,
 }
 
 /// What a polled descriptor belongs to.
@@ -111,7 +111,7 @@ impl Shim {
             execs: Vec::new(),
             leaving: None,
             text: sys::file_mappings(),
-            awake: true,
+            quiet_at: Some(sys::monotonic_ms() + QUIET_MS),
         })
     }
 
@@ -122,15 +122,13 @@ impl Shim {
             tokens.clear();
             fds.clear();
             self.collect(&mut tokens, &mut fds);
-            match sys::poll(&mut fds, self.timeout()) {
-                Err(_) => sys::exit_now(1),
-                Ok(0) if self.awake && self.timeout() == QUIET_MS => {
-                    // A shim of a quiet pod needs a few pages; the rest of the program it ran at the start can go.
-                    sys::forget_pages(&self.text);
-                    self.awake = false;
-                    continue;
-                }
-                Ok(n) => self.awake |= n > 0,
+            if sys::poll(&mut fds, self.timeout()).is_err() {
+                sys::exit_now(1);
+            }
+            if self.quiet_at.is_some_and(|at| sys::monotonic_ms() >= at) {
+                // A shim of a quiet pod needs a few pages; the rest of the program that made containers can go.
+                sys::forget_pages(&self.text);
+                self.quiet_at = None;
             }
             for (token, fd) in tokens.iter().zip(&fds) {
                 if fd.revents != 0 {
@@ -204,16 +202,17 @@ impl Shim {
         let now = sys::monotonic_ms();
         self.containers
             .iter()
-            .filter_map(|c| {
-                c.ended
-                    .as_ref()
-                    .map(|(_, d)| (d - now).clamp(0, 1000) as i32)
-            })
+            .filter_map(|c| c.ended.as_ref().map(|(_, deadline)| *deadline))
+            .chain(self.quiet_at)
+            .map(|at| (at - now).clamp(0, 10_000) as i32)
             .min()
-            .unwrap_or(if self.awake { QUIET_MS } else { -1 })
+            .unwrap_or(-1)
     }
 
     fn handle(&mut self, token: Token, revents: i16) {
+        if matches!(token, Token::Child | Token::Conn(_) | Token::Pending(_)) {
+            self.quiet_at = Some(sys::monotonic_ms() + QUIET_MS);
+        }
         match token {
             Token::Listener => self.accept(),
             Token::Child => self.reap(),

@@ -854,7 +854,11 @@ async fn making_and_ending_pods_is_quick() {
         let sandbox = n.run(&pod).await;
         lap!(0);
         let id = n
-            .create(&sandbox, &pod, shell("q", "exec sleep 1000"))
+            .create(
+                &sandbox,
+                &pod,
+                shell("q", "while :; do echo; sleep 0.5; done"),
+            )
             .await;
         lap!(1);
         n.start_container(&id).await.unwrap();
