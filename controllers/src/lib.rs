@@ -14,6 +14,7 @@ pub mod node_lifecycle;
 pub mod nodeipam;
 pub mod podgc;
 pub mod replicaset;
+pub mod resourcequota;
 pub mod root_ca_cert_publisher;
 pub mod serviceaccount;
 pub mod shell;
@@ -45,6 +46,7 @@ pub async fn run(informers: Informers, config: Config, stop: CancellationToken) 
     nodeipam::start(&shell);
     podgc::start(&shell);
     replicaset::start(&shell);
+    resourcequota::start(&shell);
     root_ca_cert_publisher::start(&shell);
     serviceaccount::start(&shell);
     stop.cancelled().await;

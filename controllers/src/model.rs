@@ -261,6 +261,34 @@ pub fn set_condition(
     true
 }
 
+/// The merge patch (RFC 7386) that makes `new` of `old`; None when they are the same.
+pub fn merge_difference(old: &Value, new: &Value) -> Option<Value> {
+    if old == new {
+        return None;
+    }
+    let (Value::Object(before), Value::Object(after)) = (old, new) else {
+        return Some(new.clone());
+    };
+    let mut patch = serde_json::Map::new();
+    for (k, v) in after {
+        match before.get(k) {
+            Some(b) => {
+                if let Some(d) = merge_difference(b, v) {
+                    patch.insert(k.clone(), d);
+                }
+            }
+            None => {
+                patch.insert(k.clone(), v.clone());
+            }
+        }
+    }
+    for k in before.keys().filter(|k| !after.contains_key(*k)) {
+        patch.insert(k.clone(), Value::Null);
+    }
+    // Maps that differ in the order of their keys alone are the same.
+    (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

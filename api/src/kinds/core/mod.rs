@@ -14,6 +14,7 @@ pub mod pod;
 pub mod pod_spec;
 pub mod pod_template;
 pub mod pod_validate;
+pub mod quota;
 pub mod replication_controller;
 pub mod resource_quota;
 pub mod resources;
