@@ -31,20 +31,8 @@ pub fn admit(
     if others.len() as i64 + 1 > max_pods {
         return Some(out_of("pods", 1, others.len() as i64, max_pods));
     }
-    let (cpu, memory) = pod_requests(pod);
-    let (mut used_cpu, mut used_memory) = (0, 0);
-    for o in others {
-        let (c, m) = pod_requests(o);
-        used_cpu += c;
-        used_memory += m;
-    }
-    let have_cpu = quantity::milli_of(Some(allocatable), "cpu");
-    if cpu > 0 && used_cpu + cpu > have_cpu {
-        return Some(out_of("cpu", cpu, used_cpu, have_cpu));
-    }
-    let have_memory = quantity::value_of(Some(allocatable), "memory");
-    if memory > 0 && used_memory + memory > have_memory {
-        return Some(out_of("memory", memory, used_memory, have_memory));
+    if let Some(lack) = lacks(pod, allocatable, others) {
+        return Some(out_of(lack.what, lack.requested, lack.used, lack.capacity));
     }
     let mine = ports(pod);
     if others
@@ -97,6 +85,56 @@ pub fn admit(
         ));
     }
     None
+}
+
+/// A resource of which the node has not enough.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    /// cpu (thousandths) or memory (bytes).
+    pub what: &'static str,
+    /// What the pod asks for.
+    pub requested: i64,
+    /// What others have.
+    pub used: i64,
+    /// What there is.
+    pub capacity: i64,
+}
+
+/// The first resource that does not suffice for the pod beside the others.
+pub fn lacks(
+    pod: &Pod,
+    allocatable: &BTreeMap<String, Quantity>,
+    others: &[Arc<Pod>],
+) -> Option<Lack> {
+    let (cpu, memory) = pod_requests(pod);
+    let (mut used_cpu, mut used_memory) = (0, 0);
+    for o in others {
+        let (c, m) = pod_requests(o);
+        used_cpu += c;
+        used_memory += m;
+    }
+    let lack = |what, requested, used, capacity| {
+        (requested > 0 && used + requested > capacity).then_some(Lack {
+            what,
+            requested,
+            used,
+            capacity,
+        })
+    };
+    lack(
+        "cpu",
+        cpu,
+        used_cpu,
+        quantity::milli_of(Some(allocatable), "cpu"),
+    )
+    .or_else(|| {
+        lack(
+            "memory",
+            memory,
+            used_memory,
+            quantity::value_of(Some(allocatable), "memory"),
+        )
+    })
 }
 
 fn out_of(what: &str, requested: i64, used: i64, capacity: i64) -> (String, String) {

@@ -96,15 +96,7 @@ fn applied(k: &Arc<Kubelet>, pod: Arc<Pod>, had: &HashSet<String>) {
 }
 
 fn admit(k: &Arc<Kubelet>, pod: &Pod) -> Option<(String, String)> {
-    let others: Vec<Arc<Pod>> = k
-        .workers
-        .lock()
-        .values()
-        .filter_map(|h| {
-            let p = h.published.lock();
-            (!p.ended && !spec::is_terminal(&p.pod)).then(|| p.pod.clone())
-        })
-        .collect();
+    let others = active(k, spec::uid(pod));
     let node: Option<Arc<Node>> = k.nodes().get("", &k.config.node_name);
     admission::admit(
         pod,
@@ -113,6 +105,19 @@ fn admit(k: &Arc<Kubelet>, pod: &Pod) -> Option<(String, String)> {
         k.config.max_pods,
         &others,
     )
+}
+
+/// Pods that use the node now, but for one.
+pub fn active(k: &Kubelet, but: &str) -> Vec<Arc<Pod>> {
+    k.workers
+        .lock()
+        .values()
+        .filter_map(|h| {
+            let p = h.published.lock();
+            let counts = !p.ended && !spec::is_terminal(&p.pod) && spec::uid(&p.pod) != but;
+            counts.then(|| p.pod.clone())
+        })
+        .collect()
 }
 
 /// Ends sandboxes and removes directories of pods that the API does not know (any more).

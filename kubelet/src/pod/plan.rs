@@ -3,7 +3,7 @@
 //! changes only the state it is given.
 
 use super::spec::{self, Role};
-use super::state::{Command, Kill, PodState, ProbeKey, ProbeKind, Stage};
+use super::state::{Command, Kill, PodState, ProbeKey, ProbeKind, Resize, Stage};
 use super::view::{ContainerView, RunState};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule};
@@ -145,6 +145,7 @@ fn sync(s: &mut PodState, now: Timestamp, out: &mut Vec<Command>) {
             match run {
                 Some(run) if run.state == RunState::Running => {
                     kill_if_unhealthy(s, c, &run, now, out);
+                    resize(s, c, &run, now, out);
                     blocked = !initialized && !s.started(&run);
                 }
                 run => {
@@ -195,6 +196,7 @@ fn sync(s: &mut PodState, now: Timestamp, out: &mut Vec<Command>) {
                 living = true;
                 if run.hash.is_empty() || run.hash == spec::container_hash(c) {
                     kill_if_unhealthy(s, c, &run, now, out);
+                    resize(s, c, &run, now, out);
                 } else {
                     let message =
                         format!("Container {} definition changed, will be restarted", c.name);
@@ -401,6 +403,67 @@ fn kill_if_unhealthy(
         now,
         out,
     );
+}
+
+/// Brings a running container's cpu and memory to what the spec says now (in-place pod resize).
+fn resize(
+    s: &mut PodState,
+    c: &Container,
+    run: &ContainerView,
+    now: Timestamp,
+    out: &mut Vec<Command>,
+) {
+    let wanted = c.resources.clone().unwrap_or_default();
+    let reported = s.pod.status.as_ref().and_then(|st| {
+        let id = format!("{}{}", s.id_prefix, run.id);
+        [&st.init_container_statuses, &st.container_statuses]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .find(|o| o.container_id.as_deref() == Some(&id))
+            .and_then(|o| o.resources.clone())
+    });
+    let slot = s.slots.entry(c.name.clone()).or_default();
+    let applied = match &slot.resize.applied {
+        Some((id, applied)) if *id == run.id => applied.clone(),
+        _ => {
+            // A run that was adopted has what was said of it; one that was just started has what the spec says.
+            let applied = reported.unwrap_or_else(|| wanted.clone());
+            slot.resize = Resize {
+                applied: Some((run.id.clone(), applied.clone())),
+                ..Resize::default()
+            };
+            applied
+        }
+    };
+    let changed: Vec<&str> = ["cpu", "memory"]
+        .into_iter()
+        .filter(|r| spec::amounts(&applied, r) != spec::amounts(&wanted, r))
+        .collect();
+    if changed.is_empty() {
+        slot.resize.pending = None;
+        return;
+    }
+    if slot.resize.busy.is_some() || s.killing.contains_key(&run.id) {
+        return;
+    }
+    if let Some((_, of, again)) = &slot.resize.pending
+        && *of == wanted
+        && now < *again
+    {
+        let again = *again;
+        s.wake(again);
+        return;
+    }
+    slot.resize.busy = Some(wanted);
+    let restart = c.resize_policy.iter().flatten().any(|p| {
+        p.restart_policy == "RestartContainer" && changed.contains(&p.resource_name.as_str())
+    });
+    out.push(Command::Resize {
+        id: run.id.clone(),
+        name: c.name.clone(),
+        restart,
+    });
 }
 
 fn kill(

@@ -1,7 +1,9 @@
 //! Questions about a pod's spec that many modules ask. Pure; owns no state.
 
 use crate::quantity;
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{
+    Container, EphemeralContainer, Pod, PodSpec, ResourceRequirements,
+};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -157,6 +159,14 @@ pub fn container_hash(c: &Container) -> String {
     h.update(c.image.as_deref().unwrap_or_default().as_bytes());
     let digest = h.finalize();
     digest[..4].iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Request and limit of one resource, in thousandths.
+pub fn amounts(r: &ResourceRequirements, name: &str) -> (i64, i64) {
+    (
+        quantity::milli_of(r.requests.as_ref(), name),
+        quantity::milli_of(r.limits.as_ref(), name),
+    )
 }
 
 /// Guaranteed, Burstable or BestEffort (upstream's ComputePodQOS; cpu and memory count, pod-level resources win).

@@ -386,6 +386,15 @@ fn container_status(
         (Some(r), _) => s.ready(r),
         (None, _) => false,
     };
+    let applied = run.filter(|r| r.state == RunState::Running).map(|r| {
+        let known = slot.and_then(|s| s.resize.applied.as_ref());
+        match known.filter(|(id, _)| *id == r.id) {
+            Some((_, applied)) => applied.clone(),
+            None => spec::container(&s.pod, name)
+                .and_then(|(_, c)| c.resources)
+                .unwrap_or_default(),
+        }
+    });
     ContainerStatus {
         name: name.into(),
         image: run.map_or_else(
@@ -422,14 +431,8 @@ fn container_status(
                     supplemental_groups: (!groups.is_empty()).then_some(groups),
                 }),
             }),
-        resources: run
-            .filter(|r| r.state == RunState::Running)
-            .and_then(|_| spec::container(&s.pod, name))
-            .map(|(_, c)| c.resources.unwrap_or_default()),
-        allocated_resources: run
-            .filter(|r| r.state == RunState::Running)
-            .and_then(|_| spec::container(&s.pod, name))
-            .and_then(|(_, c)| c.resources.and_then(|r| r.requests)),
+        resources: applied.clone(),
+        allocated_resources: applied.and_then(|r| r.requests),
         volume_mounts: run
             .and_then(|_| spec::container(&s.pod, name))
             .and_then(|(_, c)| c.volume_mounts)
@@ -505,6 +508,31 @@ fn conditions(
         });
     };
 
+    let resizes = || s.slots.values().map(|slot| &slot.resize);
+    let waits = |error: bool| {
+        resizes()
+            .filter_map(|r| r.pending.as_ref())
+            .map(|(p, _, _)| p)
+            .find(|p| (p.reason == "Error") == error)
+    };
+    if let Some(p) = waits(false) {
+        put(
+            "PodResizePending",
+            true,
+            Some(&p.reason),
+            Some(p.message.clone()),
+        );
+    }
+    if let Some(p) = waits(true) {
+        put(
+            "PodResizeInProgress",
+            true,
+            Some(&p.reason),
+            Some(p.message.clone()),
+        );
+    } else if resizes().any(|r| r.busy.is_some()) {
+        put("PodResizeInProgress", true, None, None);
+    }
     put(
         "PodReadyToStartContainers",
         s.current_sandbox().is_some(),

@@ -176,6 +176,18 @@ impl StatusWriter {
                     }
                 }
             }
+            // The kubelet's conditions that come and go must be taken away by name.
+            if let Some(list) = body.get_mut("conditions").and_then(Value::as_array_mut) {
+                let had =
+                    |l: &Value, kind: &str| l.get("type").and_then(Value::as_str) == Some(kind);
+                for kind in PASSING {
+                    if !list.iter().any(|c| had(c, kind))
+                        && before.into_iter().flatten().any(|c| had(c, kind))
+                    {
+                        list.push(json!({"$patch": "delete", "type": kind}));
+                    }
+                }
+            }
             // podIPs and hostIPs merge by address: a changed list must replace the old one.
             for key in ["podIPs", "hostIPs"] {
                 let old = s.written.as_ref().and_then(|w| w.get(key));
@@ -213,6 +225,9 @@ impl StatusWriter {
     }
 }
 
+/// Conditions of the kubelet that a pod has only for a while.
+const PASSING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
 /// Would merging `patch` into `old` change anything? Conditions merge by type, everything else is replaced.
 fn would_change(old: &Value, patch: &Value) -> bool {
     let (Some(old), Some(patch)) = (old.as_object(), patch.as_object()) else {
@@ -228,6 +243,17 @@ fn would_change(old: &Value, patch: &Value) -> bool {
                 .and_then(Value::as_array)
                 .cloned()
                 .unwrap_or_default();
+            let has = |list: &[Value], kind: &str| {
+                list.iter()
+                    .any(|c| c.get("type").and_then(Value::as_str) == Some(kind))
+            };
+            let now = v.as_array().map(Vec::as_slice).unwrap_or_default();
+            if PASSING
+                .iter()
+                .any(|kind| has(&before, kind) && !has(now, kind))
+            {
+                return true;
+            }
             return v.as_array().into_iter().flatten().any(|c| {
                 let found = before.iter().find(|b| b.get("type") == c.get("type"));
                 match (found.and_then(Value::as_object), c.as_object()) {

@@ -22,6 +22,8 @@ struct Model {
     busy: Vec<Event>,
     /// Volumes cannot be mounted.
     unmountable: Option<String>,
+    /// The node has no room for more.
+    no_room: Option<String>,
     /// What commands lead to comes later, when it is delivered.
     slow: bool,
     pending: Vec<Event>,
@@ -42,6 +44,7 @@ fn model(spec: serde_json::Value) -> Model {
         stubborn: false,
         busy: vec![],
         unmountable: None,
+        no_room: None,
         slow: false,
         pending: vec![],
     }
@@ -191,6 +194,24 @@ impl Model {
                     container.map(|c| format!(" {c}")).unwrap_or_default()
                 ));
                 vec![]
+            }
+            Command::Resize { name, restart, .. } => {
+                say(format!(
+                    "resize {name}{}",
+                    if restart { " (restart)" } else { "" }
+                ));
+                let c = spec::container(&self.state.pod, &name).map(|(_, c)| c);
+                let wanted = c.and_then(|c| c.resources).unwrap_or_default();
+                match &self.no_room {
+                    Some(reason) => vec![Event::Resized(
+                        name,
+                        Err(super::state::ResizePending {
+                            reason: reason.clone(),
+                            message: "no".into(),
+                        }),
+                    )],
+                    None => vec![Event::Resized(name, Ok(Box::new(wanted)))],
+                }
             }
             Command::Forget => {
                 say("forget".into());
@@ -662,6 +683,39 @@ fn a_changed_image_restarts_the_container() {
     pod.spec.as_mut().unwrap().containers[0].image = Some("i:2".into());
     m.happen(vec![Event::Pod(Arc::new(pod))]);
     assert_eq!(m.took(), "kill a-0 30; start a 1");
+}
+
+#[test]
+fn a_running_container_is_resized_in_place_when_there_is_room() {
+    let with = |cpu: &str| serde_json::json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": cpu}}}]});
+    let mut m = model(with("100m"));
+    m.begin();
+    m.took();
+    let change = |m: &mut Model, cpu: &str| {
+        let mut pod = (*m.state.pod).clone();
+        pod.spec = serde_json::from_value(with(cpu)).unwrap();
+        m.happen(vec![Event::Pod(Arc::new(pod))]);
+    };
+    let allocated = |m: &Model| {
+        let s = m.state.status.clone().unwrap();
+        let c = s.container_statuses.unwrap().remove(0);
+        c.allocated_resources.unwrap()["cpu"].0.clone()
+    };
+    change(&mut m, "200m");
+    assert_eq!(m.took(), "resize a");
+    assert_eq!(allocated(&m), "200m");
+    m.no_room = Some("Deferred".into());
+    change(&mut m, "300m");
+    assert_eq!(m.took(), "resize a");
+    assert_eq!(allocated(&m), "200m", "what it has, not what it wants");
+    assert!(m.status().contains("PodResizePending"), "{}", m.status());
+    m.no_room = None;
+    m.wait(61);
+    assert_eq!(m.took(), "resize a");
+    assert_eq!(
+        (allocated(&m).as_str(), m.status().contains("PodResize")),
+        ("300m", false)
+    );
 }
 
 #[test]
