@@ -59,8 +59,11 @@ fn arguments(
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
+    // Of YAML 1.1's booleans only true and false: a host may be named `y` or `no`.
+    let mut options = serde_saphyr::Options::default();
+    options.strict_booleans = true;
     let value: serde_json::Value =
-        serde_saphyr::from_str(text).map_err(|e| anyhow::anyhow!("{e}"))?;
+        serde_saphyr::from_str_with_options(text, options).map_err(|e| anyhow::anyhow!("{e}"))?;
     let serde_json::Value::Object(map) = value else {
         if value.is_null() {
             return Ok(Vec::new());
@@ -158,7 +161,7 @@ mod tests {
     #[test]
     fn keys_become_flags() {
         let got = args(
-            "node-name: a\ntls-san: [x, y]\ndisable-agent: true\nhttps-listen-port: 7443\nv: 2\n",
+            "node-name: a\ntls-san: [x, z]\ndisable-agent: true\nhttps-listen-port: 7443\nv: 2\n",
         )
         .expect("ok");
         let mut got: Vec<&str> = got.iter().map(String::as_str).collect();
@@ -166,7 +169,7 @@ mod tests {
         let mut want = [
             "--node-name=a",
             "--tls-san=x",
-            "--tls-san=y",
+            "--tls-san=z",
             "--disable-agent",
             "--https-listen-port=7443",
             "--v",

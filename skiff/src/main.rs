@@ -28,10 +28,32 @@ fn main() -> ExitCode {
     match run(args) {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("skiff: {e:#}");
+            eprintln!("skiff: {}", one_line(&e));
             ExitCode::from(1)
         }
     }
+}
+
+/// An error and its causes on one line: what a text already ends with is not said again, and the API's refusals are
+/// their message.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let (text, last) = match cause.downcast_ref() {
+            Some(kube::Error::Api(status)) => (status.message.clone(), true),
+            _ => (cause.to_string(), false),
+        };
+        if !line.ends_with(&text) {
+            if !line.is_empty() {
+                line.push_str(": ");
+            }
+            line.push_str(&text);
+        }
+        if last {
+            break;
+        }
+    }
+    line
 }
 
 fn run(args: Vec<OsString>) -> Result<ExitCode> {
@@ -136,4 +158,27 @@ fn kubectl(args: &[OsString]) -> Result<ExitCode> {
     Err(error).context(
         "kubectl is not on PATH: install it (Debian: the package kubectl of trixie or later)",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_said_once() {
+        #[derive(Debug)]
+        struct Outer(std::io::Error);
+        impl std::fmt::Display for Outer {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "open /x: {}", self.0)
+            }
+        }
+        impl std::error::Error for Outer {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let e = anyhow::Error::new(Outer(std::io::Error::other("gone"))).context("reading");
+        assert_eq!(one_line(&e), "reading: open /x: gone");
+    }
 }

@@ -56,7 +56,7 @@ async fn follow(client: Client, dir: &Path, addons: Vec<(String, String)>) -> Re
             }
             Err(e) => {
                 tracing::warn!(
-                    error = format!("{e:#}"),
+                    error = crate::one_line(&e),
                     "a manifest could not be applied; trying again"
                 );
                 tokio::select! {

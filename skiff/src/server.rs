@@ -39,32 +39,15 @@ pub async fn run(args: ServerArgs) -> Result<()> {
         }
     }
     let mode = config::file_mode(&args.write_kubeconfig_mode)?;
+    let (cluster_cidr, service_cidr, dns) = networks(&args)?;
+    let node_name = node_name(&args)?;
     let dir = config::data_dir(&args.data_dir)?;
     let _lock = lock(&dir)?;
     let stop = CancellationToken::new();
+    // Why a part ended that the cluster cannot do without.
+    let failed: Failed = Arc::default();
     let tasks = TaskTracker::new();
     end_on_signals(stop.clone())?;
-
-    let service_cidr: network::Cidr = args
-        .service_cidr
-        .parse()
-        .map_err(|e| anyhow!("--service-cidr {}: {e}", args.service_cidr))?;
-    let cluster_cidr: network::Cidr = args
-        .cluster_cidr
-        .parse()
-        .map_err(|e| anyhow!("--cluster-cidr {}: {e}", args.cluster_cidr))?;
-    let dns = match args.cluster_dns {
-        Some(ip) => ip,
-        None => IpAddr::V4(
-            service_cidr
-                .nth(10)
-                .context("--service-cidr is too small for a DNS address")?,
-        ),
-    };
-    let node_name = match &args.node_name {
-        Some(n) => n.clone(),
-        None => host_name()?,
-    };
 
     // The pod network comes first: it gives a machine without any address one that pods can reach the API at.
     let pods = if args.disable_agent {
@@ -149,18 +132,21 @@ pub async fn run(args: ServerArgs) -> Result<()> {
         bridge.forget_the_dead().await?;
         if on("service-proxy") {
             let settings = proxy_config(&node_name, cluster_cidr, service_cidr, dns)?;
-            let (i, s) = (informers.clone(), stop.clone());
-            tasks.spawn(
-                async move { told("service proxy", network::proxy::run(i, settings, s).await) },
-            );
+            let (i, s, f) = (informers.clone(), stop.clone(), failed.clone());
+            tasks.spawn(async move {
+                let ended = network::proxy::run(i, settings, s.clone()).await;
+                told("service proxy", ended, &f, &s);
+            });
         }
         if on("dns") {
             pods.add_address(v4(dns)?)
                 .context("the address of the cluster's DNS")?;
             let settings = dns_config(&args, cluster_cidr, service_cidr, dns);
-            let (i, s) = (informers.clone(), stop.clone());
-            tasks
-                .spawn(async move { told("cluster DNS", network::dns::run(i, settings, s).await) });
+            let (i, s, f) = (informers.clone(), stop.clone(), failed.clone());
+            tasks.spawn(async move {
+                let ended = network::dns::run(i, settings, s.clone()).await;
+                told("cluster DNS", ended, &f, &s);
+            });
         }
         let serving = pki.server(
             "serving-kubelet",
@@ -177,18 +163,16 @@ pub async fn run(args: ServerArgs) -> Result<()> {
             &serving,
             pki.client_ca_pem(),
         )?;
-        let (i, s) = (informers.clone(), stop.clone());
-        tasks.spawn(async move { told("kubelet", skiff_kubelet::run(i, settings, s).await) });
+        let (i, s, f) = (informers.clone(), stop.clone(), failed.clone());
+        tasks.spawn(async move {
+            let ended = skiff_kubelet::run(i, settings, s.clone()).await;
+            told("kubelet", ended, &f, &s);
+        });
         let images = runtime.images().clone();
         let archives = paths::images(&dir);
         tasks.spawn_blocking(move || import(&images, &archives));
-        let s = stop.clone();
-        tasks.spawn(async move {
-            if let Err(e) = runtime.join().await {
-                tracing::error!(error = %e, "the container runtime ended");
-                s.cancel();
-            }
-        });
+        let (s, f) = (stop.clone(), failed.clone());
+        tasks.spawn(async move { told("container runtime", runtime.join().await, &f, &s) });
     }
     tasks.close();
     stop.cancelled().await;
@@ -200,7 +184,72 @@ pub async fn run(args: ServerArgs) -> Result<()> {
         tracing::warn!("some parts did not end within 10 s");
     }
     api.stopped().await;
-    Ok(())
+    match failed.get() {
+        Some(why) => bail!("{why}"),
+        None => Ok(()),
+    }
+}
+
+/// The networks of pods and services, and the address of the cluster's DNS, checked against each other.
+fn networks(args: &ServerArgs) -> Result<(network::Cidr, network::Cidr, IpAddr)> {
+    let service: network::Cidr = args
+        .service_cidr
+        .parse()
+        .map_err(|e| anyhow!("--service-cidr {}: {e}", args.service_cidr))?;
+    let cluster: network::Cidr = args
+        .cluster_cidr
+        .parse()
+        .map_err(|e| anyhow!("--cluster-cidr {}: {e}", args.cluster_cidr))?;
+    if cluster.overlaps(&service) {
+        bail!(
+            "--cluster-cidr {cluster} and --service-cidr {service} overlap: pods and services need addresses of their own"
+        );
+    }
+    let dns = match args.cluster_dns {
+        Some(ip) => ip,
+        None => IpAddr::V4(
+            service
+                .nth(10)
+                .context("--service-cidr is too small for a DNS address")?,
+        ),
+    };
+    if !service.contains(v4(dns)?) || service.nth(1) == Some(v4(dns)?) {
+        bail!(
+            "--cluster-dns {dns} has to be one of the service addresses {service}, and not the first, which is the API's"
+        );
+    }
+    if !is_dns_name(&args.cluster_domain) {
+        bail!(
+            "--cluster-domain {:?} is not a DNS name such as cluster.local",
+            args.cluster_domain
+        );
+    }
+    Ok((cluster, service, dns))
+}
+
+fn node_name(args: &ServerArgs) -> Result<String> {
+    let name = match &args.node_name {
+        Some(n) => n.clone(),
+        None => host_name()?,
+    };
+    if !is_dns_name(&name) {
+        bail!(
+            "the node's name {name:?} is not a DNS name (lower case letters, digits, '-' and '.'): give another with --node-name"
+        );
+    }
+    Ok(name)
+}
+
+/// RFC 1123 as Kubernetes takes it for names of nodes and domains.
+fn is_dns_name(name: &str) -> bool {
+    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.len() <= 253
+        && name.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|c| inner(c) || c == b'-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        })
 }
 
 /// Imports the archives of `agent/images`. A bad one does not hinder the others.
@@ -218,9 +267,21 @@ fn import(store: &skiff_runtime::images::ImageStore, dir: &Path) {
     }
 }
 
-fn told(part: &str, result: Result<(), impl std::fmt::Display>) {
+/// The first failure of a part.
+type Failed = Arc<std::sync::OnceLock<String>>;
+
+/// A part that fails ends the server: a cluster that looks alive and runs nothing helps nobody.
+fn told(
+    part: &str,
+    result: Result<(), impl std::fmt::Display>,
+    failed: &Failed,
+    stop: &CancellationToken,
+) {
     if let Err(e) = result {
-        tracing::error!(error = %e, "the {part} ended");
+        if failed.set(format!("{part}: {e}")).is_err() {
+            tracing::error!(error = %e, "the {part} ended");
+        }
+        stop.cancel();
     }
 }
 
@@ -465,4 +526,44 @@ fn addons(dns: IpAddr, args: &ServerArgs) -> Vec<(String, String)> {
         "skiff-dns".into(),
         include_str!("../../manifests/addons/dns.yaml").replace("${CLUSTER_DNS}", &dns.to_string()),
     )]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn checked(flags: &[&str]) -> Result<()> {
+        let all = ["skiff", "server"].iter().chain(flags);
+        let crate::cli::Command::Server(args) = crate::cli::Cli::try_parse_from(all)?.command
+        else {
+            bail!("not the server's flags")
+        };
+        networks(&args)?;
+        node_name(&args).map(|_| ())
+    }
+
+    #[test]
+    fn flags_that_cannot_be_right_are_refused_by_name() {
+        checked(&["--node-name=a.b-1"]).unwrap();
+        for (flag, part) in [
+            ("--node-name=Bad_Name", "--node-name"),
+            ("--service-cidr=10.42.0.0/16", "overlap"),
+            ("--cluster-dns=1.2.3.4", "--cluster-dns 1.2.3.4"),
+            ("--cluster-dns=10.43.0.1", "--cluster-dns 10.43.0.1"),
+            ("--cluster-domain=bad domain", "--cluster-domain"),
+        ] {
+            let e = checked(&[
+                flag,
+                if flag.starts_with("--node") {
+                    "-v"
+                } else {
+                    "--node-name=n"
+                },
+            ])
+            .unwrap_err()
+            .to_string();
+            assert!(e.contains(part), "{flag}: {e}");
+        }
+    }
 }
