@@ -214,9 +214,12 @@ async fn evict(k: &Arc<Kubelet>, memory: bool) -> bool {
     true
 }
 
+/// Names and bytes.
+pub type Limits = Vec<(String, i64)>;
+
 /// Local storage that a pod may use: emptyDir volumes with a sizeLimit (not in memory, the kernel limits those), and
-/// containers with a limit of ephemeral-storage. Names and bytes. Pure.
-pub fn storage_limits(pod: &Pod) -> (Vec<(String, i64)>, Vec<(String, i64)>) {
+/// containers with a limit of ephemeral-storage. Pure.
+pub fn storage_limits(pod: &Pod) -> (Limits, Limits) {
     let volumes = spec::spec(pod)
         .volumes
         .iter()

@@ -52,6 +52,13 @@ pub async fn run(
             () = tokio::time::sleep(Duration::from_millis(200)) => {}
         }
     };
+    // Each start, not only the first: it is how `kubectl describe node` tells that the kubelet was restarted.
+    k.recorder.event(
+        &node_reference(&k.config.node_name),
+        skiff_client::recorder::EventType::Normal,
+        "Starting",
+        "Starting kubelet.",
+    );
     let mut written: Option<NodeStatus> = None;
     let mut was_ready = before.as_ref().is_some_and(is_ready);
     let mut written_at = tokio::time::Instant::now();
@@ -140,12 +147,6 @@ async fn register(k: &Arc<Kubelet>) -> Result<Option<NodeStatus>, kube::Error> {
     match api.create(&PostParams::default(), &node).await {
         Ok(_) => {
             tracing::info!(node = %k.config.node_name, "registered the node");
-            k.recorder.event(
-                &node_reference(&k.config.node_name),
-                skiff_client::recorder::EventType::Normal,
-                "Starting",
-                "Starting kubelet.",
-            );
             Ok(None)
         }
         Err(e) if is_code(&e, 409) => {
