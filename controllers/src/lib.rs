@@ -5,6 +5,7 @@
 pub mod action;
 pub mod deployment;
 pub mod discovery;
+pub mod disruption;
 pub mod endpoint;
 pub mod endpointslice;
 pub mod garbagecollector;
@@ -38,6 +39,7 @@ pub struct Config {
 pub async fn run(informers: Informers, config: Config, stop: CancellationToken) {
     let shell = Shell::new(informers, config, stop.clone());
     deployment::start(&shell);
+    disruption::start(&shell);
     endpoint::start(&shell);
     endpointslice::start(&shell);
     garbagecollector::start(&shell);
