@@ -9,6 +9,7 @@ pub mod disruption;
 pub mod endpoint;
 pub mod endpointslice;
 pub mod garbagecollector;
+pub mod job;
 pub mod model;
 pub mod namespace;
 pub mod node_lifecycle;
@@ -43,6 +44,7 @@ pub async fn run(informers: Informers, config: Config, stop: CancellationToken) 
     endpoint::start(&shell);
     endpointslice::start(&shell);
     garbagecollector::start(&shell);
+    job::start(&shell);
     namespace::start(&shell);
     node_lifecycle::start(&shell);
     nodeipam::start(&shell);
