@@ -101,7 +101,7 @@ impl Shell {
                             Ok(()) => queue.forget(&key),
                             Err(e) => {
                                 // Conflicts are the way of optimistic concurrency, not worth a word.
-                                tracing::debug!(controller = name, %key, error = %e, "sync failed; trying again");
+                                tracing::debug!(controller = name, %key, error = %crate::action::text(&e), "sync failed; trying again");
                                 queue.add_rate_limited(key.clone());
                             }
                         }
