@@ -1,5 +1,5 @@
 # The two commands: `make run` and `make test`. Each does its own set-up on a fresh Debian 12.
-.PHONY: run stop test build bench clean
+.PHONY: run stop test test-v2 build bench clean
 
 run:
 	@hack/run.sh
@@ -9,6 +9,10 @@ stop:
 
 test:
 	@hack/test.sh
+
+# The runtime on a kernel with cgroup v2 alone, in a virtual machine.
+test-v2:
+	@hack/vm-test.sh
 
 build:
 	@hack/setup.sh
