@@ -278,7 +278,11 @@ fn told(
     stop: &CancellationToken,
 ) {
     if let Err(e) = result {
-        if failed.set(format!("{part}: {e}")).is_err() {
+        let mut why = e.to_string();
+        if !why.starts_with(part) {
+            why = format!("{part}: {why}");
+        }
+        if failed.set(why).is_err() {
             tracing::error!(error = %e, "the {part} ended");
         }
         stop.cancel();

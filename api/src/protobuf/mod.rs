@@ -245,6 +245,8 @@ fn fields(
                 let empty = match &v {
                     Value::Null => true,
                     Value::String(s) => s.is_empty() && name != "storageClassName",
+                    Value::Bool(false) => is_plain(def, field),
+                    Value::Number(n) => n.as_i64() == Some(0) && is_plain(def, field),
                     _ => false,
                 };
                 if !empty {
@@ -254,6 +256,49 @@ fn fields(
         }
     }
     Ok(())
+}
+
+/// Is a number or boolean no pointer in Go and marked omitempty? Its zero is on the wire though nobody set it, and is not in
+/// JSON; the zero of a pointer (`replicas`) means something. Neither the schema nor the tags tell them apart.
+fn is_plain(def: &TypeDef, field: &schema::Field) -> bool {
+    const PLAIN: [&str; 33] = [
+        "active",
+        "authenticated",
+        "availableReplicas",
+        "chapAuthDiscovery",
+        "chapAuthSession",
+        "count",
+        "currentReplicas",
+        "denied",
+        "failed",
+        "failureThreshold",
+        "fullyLabeledReplicas",
+        "generation",
+        "globalDefault",
+        "healthCheckNodePort",
+        "hostIPC",
+        "hostNetwork",
+        "hostPID",
+        "hostPort",
+        "initialDelaySeconds",
+        "minReadySeconds",
+        "nodePort",
+        "number",
+        "observedGeneration",
+        "paused",
+        "periodSeconds",
+        "publishNotReadyAddresses",
+        "readOnly",
+        "stdin",
+        "stdinOnce",
+        "succeeded",
+        "successThreshold",
+        "tty",
+        "unschedulable",
+    ];
+    !field.required
+        && (PLAIN.binary_search(&field.name).is_ok()
+            || (field.name == "timeoutSeconds" && def.name.ends_with(".Probe")))
 }
 
 fn scalar(ty: Type, v: u64) -> Value {
@@ -355,7 +400,7 @@ mod tests {
         assert_eq!(
             decode(&bytes),
             Ok(
-                json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "demo", "generation": 0}, "spec": {}, "status": {}})
+                json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "demo"}, "spec": {}, "status": {}})
             )
         );
     }
@@ -407,6 +452,21 @@ mod tests {
         assert_eq!(
             decode(&body("v1", "Secret", &secret)).map(|v| v["data"].clone()),
             Ok(json!({"k": "aGk="}))
+        );
+    }
+
+    #[test]
+    fn zeros_that_go_writes_unasked_are_left_out_and_those_of_pointers_are_kept() {
+        // Container: stdin 16, tty 18; PodSpec: hostNetwork 11; Deployment: replicas 1, paused 7, minReadySeconds 5.
+        let container = [f(1, b"c"), vec![0x80, 1, 0], vec![0x90, 1, 1]].concat();
+        let pod = [f(2, &container), n(11, 0)].concat();
+        let template = f(3, &f(2, &pod));
+        let spec = [n(1, 0), template, n(5, 0), n(7, 0)].concat();
+        assert_eq!(
+            decode(&body("apps/v1", "Deployment", &f(2, &spec))).map(|v| v["spec"].clone()),
+            Ok(
+                json!({"replicas": 0, "template": {"spec": {"containers": [{"name": "c", "tty": true}]}}})
+            )
         );
     }
 

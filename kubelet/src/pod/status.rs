@@ -93,8 +93,23 @@ pub fn generate(s: &PodState, now: Timestamp) -> PodStatus {
         };
     }
 
+    // A pod that is made to fail is not told to have failed while something of it runs: who sees it ended may start
+    // another in its place (upstream's status manager, since 1.27). Its conditions say at once that it is not ready.
+    let runs = init
+        .iter()
+        .chain(&regular)
+        .chain(&ephemeral)
+        .any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()));
+    let ended = matches!(old.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let (told, why) = if runs && failed.is_some() && !ended {
+        let last = s.status.as_ref().or(pod.status.as_ref());
+        let last = last.and_then(|s| s.phase.as_deref());
+        (last.unwrap_or("Pending"), None)
+    } else {
+        (phase, failed)
+    };
     let mut status = PodStatus {
-        phase: Some(phase.into()),
+        phase: Some(told.into()),
         observed_generation: pod.metadata.generation,
         qos_class: Some(spec::qos_class(pod).into()),
         start_time: Some(
@@ -102,8 +117,8 @@ pub fn generate(s: &PodState, now: Timestamp) -> PodStatus {
                 .clone()
                 .unwrap_or(Time(whole_second(s.start_time))),
         ),
-        reason: failed.as_ref().map(|f| f.0.clone()).or(old.reason.clone()),
-        message: failed.as_ref().map(|f| f.1.clone()).or(old.message.clone()),
+        reason: why.as_ref().map(|f| f.0.clone()).or(old.reason.clone()),
+        message: why.as_ref().map(|f| f.1.clone()).or(old.message.clone()),
         host_ip: s.host_ips.first().cloned(),
         host_ips: (!s.host_ips.is_empty()).then(|| {
             s.host_ips

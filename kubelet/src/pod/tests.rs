@@ -656,6 +656,27 @@ fn a_deadline_and_an_eviction_fail_the_pod() {
 }
 
 #[test]
+fn a_pod_has_not_failed_while_its_containers_run() {
+    let mut m =
+        model(serde_json::json!({"containers": [{"name": "a"}], "activeDeadlineSeconds": 60}));
+    m.begin();
+    m.took();
+    m.stubborn = true;
+    m.wait(60);
+    let s = m.state.status.clone().unwrap();
+    assert_eq!((s.phase.as_deref(), s.reason), (Some("Running"), None));
+    m.exit("a-0", 137);
+    let mut events = vec![m.look()];
+    events.append(&mut m.busy);
+    m.happen(events);
+    let s = m.state.status.clone().unwrap();
+    assert_eq!(
+        (s.phase.as_deref(), s.reason.as_deref()),
+        (Some("Failed"), Some("DeadlineExceeded"))
+    );
+}
+
+#[test]
 fn readiness_gates_hold_the_pod_back() {
     let mut m = model(
         serde_json::json!({"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "x/y"}]}),
