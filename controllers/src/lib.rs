@@ -3,6 +3,7 @@
 //! the API. Controllers never see the store and meet only through the API.
 
 pub mod action;
+pub mod cronjob;
 pub mod deployment;
 pub mod discovery;
 pub mod disruption;
@@ -20,6 +21,7 @@ pub mod resourcequota;
 pub mod root_ca_cert_publisher;
 pub mod serviceaccount;
 pub mod shell;
+pub mod ttl_after_finished;
 
 use shell::Shell;
 use skiff_client::Informers;
@@ -39,6 +41,7 @@ pub struct Config {
 /// Runs every controller until the token ends them.
 pub async fn run(informers: Informers, config: Config, stop: CancellationToken) {
     let shell = Shell::new(informers, config, stop.clone());
+    cronjob::start(&shell);
     deployment::start(&shell);
     disruption::start(&shell);
     endpoint::start(&shell);
@@ -53,5 +56,6 @@ pub async fn run(informers: Informers, config: Config, stop: CancellationToken) 
     resourcequota::start(&shell);
     root_ca_cert_publisher::start(&shell);
     serviceaccount::start(&shell);
+    ttl_after_finished::start(&shell);
     stop.cancelled().await;
 }
