@@ -195,7 +195,11 @@ async fn attempt(
             meta::drop_managed_fields(&mut write.object);
         }
     }
-    meta::count_generation(row, &mut write.object, &old);
+    // A status may bring annotations along (the deployment controller writes its revision so): that is no change of
+    // what is wanted.
+    if target.subresource != "status" {
+        meta::count_generation(row, &mut write.object, &old);
+    }
     write.old = Some(old);
     let reservation = special::reserve(target.app, &mut write).await?;
     let old = write.old.take().unwrap_or_default();

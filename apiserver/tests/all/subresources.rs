@@ -28,7 +28,8 @@ fn status_and_spec_are_written_apart() {
         let s = patch(
             MERGE,
             &format!("{path}/status"),
-            json!({"spec": {"replicas": 7}, "status": {"replicas": 2, "observedGeneration": 1}}),
+            json!({"metadata": {"annotations": {"deployment.kubernetes.io/revision": "1"}},
+                "spec": {"replicas": 7}, "status": {"replicas": 2, "observedGeneration": 1}}),
         )
         .await;
         assert_eq!(
@@ -41,6 +42,10 @@ fn status_and_spec_are_written_apart() {
             (200, &json!(2), &json!(2), &json!(1)),
             "{}",
             s.text
+        );
+        assert_eq!(
+            s.body["metadata"]["annotations"]["deployment.kubernetes.io/revision"],
+            "1"
         );
         let u = patch(
             MERGE,

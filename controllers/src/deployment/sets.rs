@@ -189,7 +189,8 @@ pub fn ensure_new(d: &Deployment, new: Option<&ReplicaSet>, old: &[&ReplicaSet])
             kind: DEPLOYMENTS,
             namespace,
             name: d.metadata.name.clone().unwrap_or_default(),
-            subresource: "",
+            // With the status, as upstream: a change of annotations alone would count the generation.
+            subresource: "status",
             patch: json!({"metadata": {"uid": d.metadata.uid, "annotations": {REVISION: revision_now.to_string()}}}),
         });
     }
