@@ -10,6 +10,7 @@ pub mod disruption;
 pub mod endpoint;
 pub mod endpointslice;
 pub mod garbagecollector;
+pub mod history;
 pub mod job;
 pub mod model;
 pub mod namespace;
@@ -21,6 +22,7 @@ pub mod resourcequota;
 pub mod root_ca_cert_publisher;
 pub mod serviceaccount;
 pub mod shell;
+pub mod statefulset;
 pub mod ttl_after_finished;
 
 use shell::Shell;
@@ -56,6 +58,7 @@ pub async fn run(informers: Informers, config: Config, stop: CancellationToken) 
     resourcequota::start(&shell);
     root_ca_cert_publisher::start(&shell);
     serviceaccount::start(&shell);
+    statefulset::start(&shell);
     ttl_after_finished::start(&shell);
     stop.cancelled().await;
 }
