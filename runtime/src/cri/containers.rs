@@ -374,7 +374,7 @@ impl Runtime {
         let result = match self.prepare_cgroup(&c, &record).await {
             Ok(()) => sandbox.shim.start(&record.spec).await.map_err(|e| match e {
                 ShimError::Failed(m) => Status::unknown(format!(
-                    "failed to create containerd task: unable to start container process: {m}"
+                    "failed to start the container: unable to start container process: {m}"
                 )),
                 e => Status::unknown(format!("start container {id}: {e}")),
             }),
