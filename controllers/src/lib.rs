@@ -4,6 +4,7 @@
 
 pub mod action;
 pub mod cronjob;
+pub mod daemonset;
 pub mod deployment;
 pub mod discovery;
 pub mod disruption;
@@ -44,6 +45,7 @@ pub struct Config {
 pub async fn run(informers: Informers, config: Config, stop: CancellationToken) {
     let shell = Shell::new(informers, config, stop.clone());
     cronjob::start(&shell);
+    daemonset::start(&shell);
     deployment::start(&shell);
     disruption::start(&shell);
     endpoint::start(&shell);
