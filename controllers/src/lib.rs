@@ -19,6 +19,7 @@ pub mod node_lifecycle;
 pub mod nodeipam;
 pub mod podgc;
 pub mod replicaset;
+pub mod replication_controller;
 pub mod resourcequota;
 pub mod root_ca_cert_publisher;
 pub mod serviceaccount;
@@ -57,6 +58,7 @@ pub async fn run(informers: Informers, config: Config, stop: CancellationToken) 
     nodeipam::start(&shell);
     podgc::start(&shell);
     replicaset::start(&shell);
+    replication_controller::start(&shell);
     resourcequota::start(&shell);
     root_ca_cert_publisher::start(&shell);
     serviceaccount::start(&shell);

@@ -1,7 +1,7 @@
 //! ReplicaSet controller: keeps as many pods as asked for (pkg/controller/replicaset). Also claims orphans that match
 //! and lets go of pods that no longer do.
 
-use crate::action::{Action, PODS, REPLICASETS};
+use crate::action::{Action, Kind, PODS, REPLICASETS};
 use crate::model::{
     controller_of, controller_ref, deletion_order, generated_name, is_active, is_available,
     is_ready, is_uid, owner_key, pod_from, set_condition, until_available,
@@ -19,6 +19,8 @@ pub const BURST: usize = 500;
 
 /// What a sync sees.
 pub struct Observed<'a> {
+    /// What the set is in the API: ReplicationControllers are kept in the same way.
+    pub kind: Kind,
     /// The set.
     pub set: &'a ReplicaSet,
     /// The pods of its namespace.
@@ -31,6 +33,7 @@ pub struct Observed<'a> {
 pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) -> Vec<Action> {
     let set = o.set;
     let meta = &set.metadata;
+    let owner_ref = || controller_ref(&o.kind.api_version(), o.kind.kind, meta);
     let Some(spec) = &set.spec else {
         return Vec::new();
     };
@@ -50,7 +53,7 @@ pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) 
                 }
             }
             None if matches && !deleting && is_active(pod) => {
-                actions.push(adopt(pod, controller_ref("apps/v1", "ReplicaSet", meta)));
+                actions.push(adopt(pod, owner_ref()));
                 mine.push(pod);
             }
             _ => {}
@@ -66,11 +69,7 @@ pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) 
                     &format!("{}-", meta.name.as_deref().unwrap_or_default()),
                     random(),
                 );
-                let object = pod_from(
-                    &template,
-                    &name,
-                    controller_ref("apps/v1", "ReplicaSet", meta),
-                );
+                let object = pod_from(&template, &name, owner_ref());
                 actions.push(Action::Create {
                     kind: PODS,
                     namespace: namespace.clone(),
@@ -97,7 +96,7 @@ pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) 
     } else {
         Failure::Keep
     };
-    if let Some(patch) = status(set, &active, &mine, min_ready, now, failure) {
+    if let Some(patch) = status(o.kind, set, &active, &mine, min_ready, now, failure) {
         // Status first: what follows may take long or fail.
         actions.insert(0, patch);
     }
@@ -163,6 +162,7 @@ enum Failure<'a> {
 
 /// The status patch, if the status is to change.
 fn status(
+    kind: Kind,
     set: &ReplicaSet,
     active: &[&Pod],
     mine: &[&Pod],
@@ -222,12 +222,28 @@ fn status(
     .all(|k| number(&old, k) == number(&fresh, k))
         && old["conditions"].as_array().cloned().unwrap_or_default() == conditions;
     (!same).then(|| Action::Patch {
-        kind: REPLICASETS,
+        kind,
         namespace: set.metadata.namespace.clone().unwrap_or_default(),
         name: set.metadata.name.clone().unwrap_or_default(),
         subresource: "status",
         patch: json!({"metadata": {"uid": set.metadata.uid}, "status": fresh}),
     })
+}
+
+/// The status that tells of a failure.
+pub fn failed(o: &Observed, now: Timestamp, error: &kube::Error) -> Option<Action> {
+    let mine: Vec<&Pod> = o
+        .pods
+        .iter()
+        .map(Arc::as_ref)
+        .filter(|p| controller_of(&p.metadata).is_some_and(|r| is_uid(&o.set.metadata, &r.uid)))
+        .collect();
+    let active: Vec<&Pod> = mine.iter().copied().filter(|p| is_active(p)).collect();
+    let spec = o.set.spec.as_ref();
+    let min_ready = spec.and_then(|s| s.min_ready_seconds).unwrap_or(0);
+    let message = crate::action::text(error);
+    let failure = Failure::Set(&message);
+    status(o.kind, o.set, &active, &mine, min_ready, now, failure)
 }
 
 /// Starts the controller.
@@ -308,6 +324,7 @@ async fn sync(
         });
     let caught_up = controller.pending.caught_up(key, seen);
     let observed = Observed {
+        kind: REPLICASETS,
         set: &set,
         pods: &pods,
         caught_up,
@@ -318,28 +335,9 @@ async fn sync(
     if let Err(e) = &result
         && !skiff_client::is_code(e, 404)
         && !skiff_client::is_code(e, 409)
+        && let Some(patch) = failed(&observed, now, e)
     {
-        let mine: Vec<&Pod> = pods
-            .iter()
-            .map(Arc::as_ref)
-            .filter(|p| controller_of(&p.metadata).is_some_and(|o| is_uid(&set.metadata, &o.uid)))
-            .collect();
-        let active: Vec<&Pod> = mine.iter().copied().filter(|p| is_active(p)).collect();
-        let min_ready = set
-            .spec
-            .as_ref()
-            .and_then(|s| s.min_ready_seconds)
-            .unwrap_or(0);
-        if let Some(patch) = status(
-            &set,
-            &active,
-            &mine,
-            min_ready,
-            now,
-            Failure::Set(&crate::action::text(e)),
-        ) {
-            let _ = crate::action::execute(shell.client(), &patch).await;
-        }
+        let _ = crate::action::execute(shell.client(), &patch).await;
     }
     result
 }
@@ -374,6 +372,7 @@ mod tests {
         };
         reconcile(
             &Observed {
+                kind: REPLICASETS,
                 set,
                 pods,
                 caught_up,
@@ -432,16 +431,28 @@ mod tests {
         .ok();
         // The next attempt: no status patch before it, none after it failed with other words.
         assert_eq!(act(&it, &[], true), ["create web-cbbbb"]);
-        assert!(status(&it, &[], &[], 0, now, Failure::Set("no web-b")).is_none());
+        assert!(status(REPLICASETS, &it, &[], &[], 0, now, Failure::Set("no web-b")).is_none());
         // It worked.
         assert_eq!(act(&it, &[pod("a", json!({}))], true), ["status 1"]);
-        let Some(Action::Patch { patch, .. }) = status(&it, &[], &[], 0, now, Failure::Clear)
+        let Some(Action::Patch { patch, .. }) =
+            status(REPLICASETS, &it, &[], &[], 0, now, Failure::Clear)
         else {
             panic!("the condition has to go")
         };
         assert_eq!(patch["status"]["conditions"], json!([]));
         // The first failure is written.
-        assert!(status(&set(1), &[], &[], 0, now, Failure::Set("no web-a")).is_some());
+        assert!(
+            status(
+                REPLICASETS,
+                &set(1),
+                &[],
+                &[],
+                0,
+                now,
+                Failure::Set("no web-a")
+            )
+            .is_some()
+        );
     }
 
     #[test]
