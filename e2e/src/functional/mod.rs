@@ -4,6 +4,7 @@ use crate::framework::Cluster;
 use anyhow::Result;
 
 mod api;
+mod batch;
 mod network;
 mod pods;
 mod streams;
@@ -35,6 +36,14 @@ pub const TESTS: &[(&str, Test)] = &[
         "a_deleted_namespace_goes_with_everything_in_it",
         workloads::namespace_deletion,
     ),
+    ("jobs_run_to_their_end_and_are_counted", batch::jobs),
+    (
+        "a_stateful_set_keeps_names_and_order",
+        batch::stateful_set,
+    ),
+    ("a_daemon_set_runs_on_the_node", batch::daemon_set),
+    ("a_quota_tells_what_is_used", batch::quota),
+    ("a_disruption_budget_follows_its_pods", batch::budget),
     ("a_pod_that_fits_nowhere_says_why", workloads::unschedulable),
     (
         "a_failing_container_is_restarted_with_back_off",
