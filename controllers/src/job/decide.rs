@@ -269,6 +269,24 @@ impl<'a> Sync<'a> {
         self.status["uncountedTerminatedPods"][key] = list.into();
     }
 
+    /// The first rule of successPolicy that is met: the job has succeeded before all indexes have.
+    fn success_rule(&self) -> Option<usize> {
+        let done = self.completed_indexes();
+        let completions = self.completions().unwrap_or(0);
+        let rules = &self.spec.success_policy.as_ref()?.rules;
+        rules.iter().position(|r| {
+            let enough = r.succeeded_count.and_then(|n| usize::try_from(n).ok());
+            match &r.succeeded_indexes {
+                Some(text) => {
+                    let wanted = indexed::parse(text, completions);
+                    let have = wanted.intersection(&done).count();
+                    have >= enough.unwrap_or(wanted.len())
+                }
+                None => enough.is_some_and(|n| done.len() >= n),
+            }
+        })
+    }
+
     /// Why the job has failed by now, if it has.
     fn failure(&mut self) -> Option<(&'static str, String)> {
         let limit = i64::from(self.spec.backoff_limit.unwrap_or(6));
@@ -500,6 +518,14 @@ pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) 
         let message = "Reached expected number of succeeded pods";
         s.set("SuccessCriteriaMet", "True", "CompletionsReached", message);
     }
+    if let Some(rule) = s.success_rule()
+        && !s.is("FailureTarget")
+        && !s.is("SuccessCriteriaMet")
+        && !suspended
+    {
+        let message = format!("Matched rules at index {rule}");
+        s.set("SuccessCriteriaMet", "True", "SuccessPolicy", &message);
+    }
     let ending = s.is("FailureTarget") || s.is("SuccessCriteriaMet");
     let terminating = s
         .mine
@@ -539,22 +565,22 @@ impl Sync<'_> {
         if open || !active.is_empty() || terminating > 0 {
             return;
         }
+        let of = |name: &str| {
+            let c = self.conditions.iter().find(|c| c["type"] == name);
+            let text = |k: &str| {
+                let v = c.and_then(|c| c[k].as_str());
+                v.unwrap_or_default().to_string()
+            };
+            (text("reason"), text("message"))
+        };
         if self.is("SuccessCriteriaMet") {
-            let message = "Reached expected number of succeeded pods";
-            self.set("Complete", "True", "CompletionsReached", message);
+            let (reason, message) = of("SuccessCriteriaMet");
+            self.set("Complete", "True", &reason, &message);
             self.status["completionTime"] = rfc3339(self.now).into();
             self.event(false, "Completed", "Job completed");
             return;
         }
-        let target = self
-            .conditions
-            .iter()
-            .find(|c| c["type"] == "FailureTarget");
-        let text = |k: &str| {
-            let v = target.and_then(|c| c[k].as_str());
-            v.unwrap_or_default().to_string()
-        };
-        let (reason, message) = (text("reason"), text("message"));
+        let (reason, message) = of("FailureTarget");
         self.set("Failed", "True", &reason, &message);
         let reason = match reason.as_str() {
             "DeadlineExceeded" => "DeadlineExceeded",

@@ -1,5 +1,5 @@
 //! Job controller: runs pods until enough have succeeded (pkg/controller/job). This part gathers and starts; the
-//! decisions are in [`decide`]. backoffLimitPerIndex and successPolicy are not carried out yet.
+//! decisions are in [`decide`]. backoffLimitPerIndex is not carried out yet.
 
 pub mod decide;
 pub mod indexed;

@@ -187,3 +187,25 @@ fn a_job_that_did_nothing_new_writes_nothing() {
         .is_empty()
     );
 }
+
+#[test]
+fn a_success_policy_ends_the_job_before_every_index_has_succeeded() {
+    let spec = json!({"completionMode": "Indexed", "parallelism": 2, "completions": 2,
+        "successPolicy": {"rules": [{"succeededIndexes": "1"}, {"succeededCount": 1, "succeededIndexes": "0-1"}]}});
+    let before = json!({"startTime": "1970-01-01T00:00:00Z"});
+    let pods = [
+        pod("a", "Succeeded", true, Some("0")),
+        pod("b", "Running", true, Some("1")),
+    ];
+    let (done, status) = act(&job(spec, before), &pods, 0);
+    assert_eq!(done, ["delete b", "status", "untrack a"]);
+    let c = &status["conditions"][0];
+    assert_eq!(
+        (&c["type"], &c["reason"], &c["message"]),
+        (
+            &json!("SuccessCriteriaMet"),
+            &json!("SuccessPolicy"),
+            &json!("Matched rules at index 1")
+        )
+    );
+}
