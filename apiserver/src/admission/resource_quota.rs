@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// How long an admitted object that never appears in the store (its write failed later) is counted.
 const PENDING: Duration = Duration::from_secs(5);
 
+/// How often a refusal is looked at again because something was stored meanwhile.
+const TRIES: u32 = 32;
+
 struct Pending {
     at: Instant,
     namespace: String,
@@ -73,9 +76,52 @@ pub async fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
     let quotas = list(app, "core/resourcequotas", ns);
     // From counting to remembering nobody else may count.
     let mut pending = app.admission.quota.0.lock();
-    pending.retain(|k, p| p.at.elapsed() < PENDING && app.store.get(k).is_none());
+    let mut tries = 0;
+    let reasons = loop {
+        let before = app.store.revision();
+        pending.retain(|k, p| p.at.elapsed() < PENDING && app.store.get(k).is_none());
+        let reasons = refusals(app, write, (group, plural), &quotas, &delta, &pending);
+        // What was stored since the pending were looked through was counted twice: never too little, but perhaps too
+        // much. A refusal must not rest on that.
+        tries += 1;
+        if reasons.is_empty() || app.store.revision() == before || tries == TRIES {
+            break reasons;
+        }
+    };
+    if let Some(first) = reasons.first() {
+        return Err(super::forbidden(write, first));
+    }
+    if write.operation == Operation::Create
+        && !write.dry_run
+        && !quotas.is_empty()
+        && find(app, &write.row.storage, ns, write.name).is_none()
+    {
+        let row = (group.to_string(), plural.to_string());
+        pending.insert(
+            key,
+            Pending {
+                at: Instant::now(),
+                namespace: ns.into(),
+                row,
+                object: write.object.clone(),
+            },
+        );
+    }
+    Ok(())
+}
+
+/// Why each quota refuses what is asked for; counts what is stored and what is pending.
+fn refusals(
+    app: &App,
+    write: &Write<'_>,
+    (group, plural): (&str, &str),
+    quotas: &[Value],
+    delta: &Amounts,
+    pending: &HashMap<String, Pending>,
+) -> Vec<String> {
+    let ns = write.namespace;
     let mut reasons = Vec::new();
-    for q in &quotas {
+    for q in quotas {
         if !in_scope(q, plural, &write.object) {
             continue;
         }
@@ -141,32 +187,13 @@ pub async fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
         if !exceeded.is_empty() {
             reasons.push(format!(
                 "exceeded quota: {name}, requested: {}, used: {}, limited: {}",
-                pretty(&delta, &exceeded),
+                pretty(delta, &exceeded),
                 pretty(&used, &exceeded),
                 pretty(&hard, &exceeded)
             ));
         }
     }
-    if let Some(first) = reasons.first() {
-        return Err(super::forbidden(write, first));
-    }
-    if write.operation == Operation::Create
-        && !write.dry_run
-        && !quotas.is_empty()
-        && find(app, &write.row.storage, ns, write.name).is_none()
-    {
-        let row = (group.to_string(), plural.to_string());
-        pending.insert(
-            key,
-            Pending {
-                at: Instant::now(),
-                namespace: ns.into(),
-                row,
-                object: write.object.clone(),
-            },
-        );
-    }
-    Ok(())
+    reasons
 }
 
 /// Compute resources that a quota limits must be given by every container.

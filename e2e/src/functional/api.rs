@@ -37,8 +37,8 @@ pub fn bad_objects(c: &Cluster) -> Result<()> {
             "spec.ports[0].port: Invalid value: 99999",
         ),
         (
-            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: nowhere}\n",
-            "namespaces \"nowhere\" not found",
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: no-such-place}\n",
+            "namespaces \"no-such-place\" not found",
         ),
     ] {
         let text = refused(c, yaml)?;
