@@ -42,7 +42,7 @@ if [ -d "$run" ]; then say "an earlier run is there: ending it"; stop; fi
 mkdir -p "$run"
 
 say "3/6 starting the cluster"
-"$skiff" server --data-dir "$data" --config /dev/null --https-listen-port "$port" \
+setsid "$skiff" server --data-dir "$data" --config /dev/null --https-listen-port "$port" \
     --write-kubeconfig "$KUBECONFIG" ${SKIFF_ARGS:-} >"$run/server.log" 2>&1 </dev/null &
 pid=$!
 disown "$pid"
