@@ -14,7 +14,10 @@ say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 fail() { printf 'make run: %s\n' "$*" >&2; exit 1; }
 
 stop() {
-    trap - EXIT INT TERM
+    # To the end, whatever happens: a closed terminal or pipe, a second Ctrl-C, a part that is gone already.
+    trap - EXIT
+    trap '' INT TERM PIPE
+    set +e
     if [ -f "$run/pid" ]; then
         pid=$(cat "$run/pid")
         if [ -d "/proc/$pid" ] && [ "$(readlink "/proc/$pid/exe" || true)" = "$(readlink -f "$skiff")" ]; then
