@@ -27,11 +27,20 @@ pub trait Disk: Send + 'static {
 /// # Errors
 /// What redb says.
 pub fn database(backend: impl StorageBackend) -> Result<Database, DatabaseError> {
-    Database::builder()
-        .set_cache_size(CACHE)
-        // A damaged file becomes an error here instead of a panic later; the whole file is read at start in any case.
-        .set_check_integrity_on_open(true)
-        .create_with_backend(backend)
+    // Some damage makes redb panic rather than answer ("Malformed allocator state"): that, too, is a damaged file, and
+    // users must be told so. Nothing of ours is in an unsound state then: the backend goes with the attempt.
+    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        Database::builder()
+            .set_cache_size(CACHE)
+            // A damaged file becomes an error here instead of a panic later; the whole file is read at start in any case.
+            .set_check_integrity_on_open(true)
+            .create_with_backend(backend)
+    }));
+    opened.unwrap_or_else(|_| {
+        Err(DatabaseError::Storage(StorageError::Corrupted(
+            "the database's own structures are damaged".into(),
+        )))
+    })
 }
 
 /// A file.
