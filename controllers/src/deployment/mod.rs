@@ -67,7 +67,7 @@ pub fn reconcile(o: &Observed, now: Timestamp) -> Vec<Action> {
             _ => {}
         }
     }
-    mine.sort_by(|a, b| sets::age(a).cmp(&sets::age(b)));
+    mine.sort_by_key(|s| sets::age(s));
     let (new, old) = sets::split(d, &mine);
     if deleting {
         actions.extend(status::patch(d, new, &old, now));

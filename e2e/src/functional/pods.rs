@@ -109,7 +109,7 @@ pub fn readiness(c: &Cluster) -> Result<()> {
         p["status"]["phase"] == "Running" && !ready(p)
     })?;
     ns.kubectl(&["exec", "p", "--", "touch", "/tmp/ok"])?;
-    until(&ns, "p", "ready", &ready)?;
+    until(&ns, "p", "ready", ready)?;
     ns.kubectl(&["exec", "p", "--", "rm", "/tmp/ok"])?;
     until(&ns, "p", "no longer ready", |p| !ready(p)).map(|_| ())
 }
