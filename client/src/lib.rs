@@ -6,6 +6,7 @@ pub mod factory;
 pub mod labels;
 pub mod queue;
 pub mod recorder;
+pub mod taints;
 
 pub use cache::{Cache, Event, ObjectKey, Scope};
 pub use factory::Informers;

@@ -563,18 +563,7 @@ async fn sync(
     };
     let pods = caches.pods.list_namespace(&key.namespace);
     let uid = set.metadata.uid.clone().unwrap_or_default();
-    let seen = pods
-        .iter()
-        .filter(|p| controller_of(&p.metadata).is_some_and(|o| o.uid == uid))
-        .map(|p| {
-            let m = &p.metadata;
-            (
-                m.name.as_deref().unwrap_or_default(),
-                m.uid.as_deref().unwrap_or_default(),
-                m.deletion_timestamp.is_some(),
-            )
-        });
-    let caught_up = me.pending.caught_up(key, seen);
+    let caught_up = me.pending.caught_up_with(key, &uid, &pods);
     let revisions = caches.revisions.list_namespace(&key.namespace);
     let nodes = caches.nodes.list();
     let observed = Observed {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use serde_json::{Value, json};
+use skiff_client::taints::covers;
 use skiff_client::{ObjectKey, Scope};
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,16 +153,7 @@ pub fn evict_after(pod: &Pod, taints: &[Taint], now: Timestamp) -> Option<Durati
             .spec
             .iter()
             .flat_map(|s| s.tolerations.iter().flatten())
-            .filter(|t| {
-                let key = t.key.as_deref().unwrap_or("");
-                let effect = t.effect.as_deref().unwrap_or("");
-                (effect.is_empty() || effect == taint.effect)
-                    && (key.is_empty() || key == taint.key)
-                    && (t.operator.as_deref() == Some("Exists")
-                        || (!key.is_empty()
-                            && t.value.as_deref().unwrap_or("")
-                                == taint.value.as_deref().unwrap_or("")))
-            })
+            .filter(|t| covers(t, taint))
             .collect();
         if tolerations.is_empty() {
             return Some(Duration::ZERO);

@@ -57,11 +57,9 @@ pub fn reconcile(
     let mut finished: Vec<&Pod> = Vec::new();
     for pod in pods.iter().map(Arc::as_ref) {
         match node_of(pod) {
-            Some(n) if !nodes.contains(n) => {
-                if lost.contains(n) {
-                    actions.extend(delete(pod));
-                    continue;
-                }
+            Some(n) if !nodes.contains(n) && lost.contains(n) => {
+                actions.extend(delete(pod));
+                continue;
             }
             None if pod.metadata.deletion_timestamp.is_some() => {
                 actions.extend(delete(pod));

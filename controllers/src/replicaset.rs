@@ -311,18 +311,7 @@ async fn sync(
     };
     let pods = pods.list_namespace(&key.namespace);
     let uid = set.metadata.uid.clone().unwrap_or_default();
-    let seen = pods
-        .iter()
-        .filter(|p| controller_of(&p.metadata).is_some_and(|o| o.uid == uid))
-        .map(|p| {
-            let m = &p.metadata;
-            (
-                m.name.as_deref().unwrap_or_default(),
-                m.uid.as_deref().unwrap_or_default(),
-                m.deletion_timestamp.is_some(),
-            )
-        });
-    let caught_up = controller.pending.caught_up(key, seen);
+    let caught_up = controller.pending.caught_up_with(key, &uid, &pods);
     let observed = Observed {
         kind: REPLICASETS,
         set: &set,

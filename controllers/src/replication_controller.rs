@@ -102,20 +102,9 @@ async fn sync(
         return Ok(());
     };
     let pods = pods.list_namespace(&key.namespace);
-    let seen = pods
-        .iter()
-        .filter(|p| {
-            controller_of(&p.metadata).is_some_and(|o| crate::model::is_uid(&rc.metadata, &o.uid))
-        })
-        .map(|p| {
-            let m = &p.metadata;
-            (
-                m.name.as_deref().unwrap_or_default(),
-                m.uid.as_deref().unwrap_or_default(),
-                m.deletion_timestamp.is_some(),
-            )
-        });
-    let caught_up = me.pending.caught_up(key, seen);
+    let caught_up =
+        me.pending
+            .caught_up_with(key, rc.metadata.uid.as_deref().unwrap_or_default(), &pods);
     let set = as_set(&rc);
     let observed = Observed {
         kind: REPLICATIONCONTROLLERS,

@@ -3,6 +3,8 @@
 
 use crate::Config;
 use crate::action::{Action, execute, note, text};
+use crate::model::controller_of;
+use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use parking_lot::Mutex;
 use skiff_client::cache::Kind;
@@ -346,6 +348,24 @@ impl Pending {
             return true;
         }
         false
+    }
+
+    /// [`Pending::caught_up`] over the pods of a cache that this owner (by uid) manages.
+    pub fn caught_up_with(&self, key: &ObjectKey, owner_uid: &str, pods: &[Arc<Pod>]) -> bool {
+        let mine = pods
+            .iter()
+            .map(|p| &p.metadata)
+            .filter(|m| controller_of(m).is_some_and(|o| o.uid == owner_uid));
+        self.caught_up(
+            key,
+            mine.map(|m| {
+                (
+                    m.name.as_deref().unwrap_or_default(),
+                    m.uid.as_deref().unwrap_or_default(),
+                    m.deletion_timestamp.is_some(),
+                )
+            }),
+        )
     }
 
     /// A pod of this owner was seen by the watch (perhaps only as it went).

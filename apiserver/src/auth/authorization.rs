@@ -114,31 +114,33 @@ pub(super) fn list<'a>(v: &'a Value, key: &str) -> &'a [Value] {
         .map_or(&[], Vec::as_slice)
 }
 
+/// What a user asks of the core group, for tests.
+#[cfg(test)]
+pub(super) fn ask<'a>(
+    user: &'a UserInfo,
+    verb: &'a str,
+    ns: &'a str,
+    resource: &'a str,
+    sub: &'a str,
+    name: &'a str,
+) -> Attributes<'a> {
+    Attributes {
+        user,
+        verb,
+        namespace: ns,
+        group: "",
+        version: "v1",
+        resource,
+        subresource: sub,
+        name,
+        path: "",
+        is_resource: true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn ask<'a>(
-        user: &'a UserInfo,
-        verb: &'a str,
-        ns: &'a str,
-        resource: &'a str,
-        sub: &'a str,
-        name: &'a str,
-    ) -> Attributes<'a> {
-        Attributes {
-            user,
-            verb,
-            namespace: ns,
-            group: "",
-            version: "v1",
-            resource,
-            subresource: sub,
-            name,
-            path: "",
-            is_resource: true,
-        }
-    }
 
     #[test]
     fn refusals_are_worded_as_upstreams() {

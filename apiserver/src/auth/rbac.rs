@@ -433,6 +433,7 @@ impl Rbac {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::authorization::ask;
     use serde_json::json;
 
     fn entry(key: &str, v: &Value) -> Entry {
@@ -441,28 +442,6 @@ mod tests {
             value: v.to_string().into(),
             revision: 1,
             attributes: crate::store::Attributes::default(),
-        }
-    }
-
-    fn ask<'a>(
-        user: &'a UserInfo,
-        verb: &'a str,
-        ns: &'a str,
-        resource: &'a str,
-        sub: &'a str,
-        name: &'a str,
-    ) -> Attributes<'a> {
-        Attributes {
-            user,
-            verb,
-            namespace: ns,
-            group: "",
-            version: "v1",
-            resource,
-            subresource: sub,
-            name,
-            path: "",
-            is_resource: true,
         }
     }
 

@@ -143,20 +143,7 @@ pub fn api_resources(table: &Table, group: &str, version: &str) -> Option<Value>
             "kind": row.kind,
             "verbs": row.verbs,
         });
-        if !row.short_names.is_empty() {
-            r["shortNames"] = row
-                .short_names
-                .iter()
-                .map(|s| Value::from(s.as_ref()))
-                .collect();
-        }
-        if !row.categories.is_empty() {
-            r["categories"] = row
-                .categories
-                .iter()
-                .map(|s| Value::from(s.as_ref()))
-                .collect();
-        }
+        names(row, &mut r);
         resources.push(r);
         let mut subs: Vec<_> = row.subresources.iter().collect();
         subs.sort_by(|a, b| a.name.cmp(&b.name));
@@ -216,6 +203,18 @@ pub fn aggregated(table: &Table, core: bool, version: Aggregated) -> Value {
     })
 }
 
+/// The short names and categories, where a row has any.
+fn names(row: &Row, r: &mut Value) {
+    for (field, list) in [
+        ("shortNames", &row.short_names),
+        ("categories", &row.categories),
+    ] {
+        if !list.is_empty() {
+            r[field] = list.iter().map(|s| Value::from(s.as_ref())).collect();
+        }
+    }
+}
+
 fn aggregated_resource(row: &Row) -> Value {
     let mut r = json!({
         "resource": row.plural,
@@ -224,20 +223,7 @@ fn aggregated_resource(row: &Row) -> Value {
         "singularResource": row.singular,
         "verbs": row.verbs,
     });
-    if !row.short_names.is_empty() {
-        r["shortNames"] = row
-            .short_names
-            .iter()
-            .map(|s| Value::from(s.as_ref()))
-            .collect();
-    }
-    if !row.categories.is_empty() {
-        r["categories"] = row
-            .categories
-            .iter()
-            .map(|s| Value::from(s.as_ref()))
-            .collect();
-    }
+    names(row, &mut r);
     if !row.subresources.is_empty() {
         let mut subs: Vec<_> = row.subresources.iter().collect();
         subs.sort_by(|a, b| a.name.cmp(&b.name));

@@ -18,13 +18,12 @@ struct Counts {
     terminating: i32,
 }
 
-fn counts(d: &Deployment, new: Option<&ReplicaSet>, old: &[&ReplicaSet]) -> Counts {
+fn counts(new: Option<&ReplicaSet>, old: &[&ReplicaSet]) -> Counts {
     let all = || old.iter().copied().chain(new);
     let sum = |f: &dyn Fn(&ReplicaSet) -> i32| all().map(f).sum::<i32>();
     let total = sum(&|s| s.status.as_ref().map_or(0, |st| st.replicas));
     let available = sum(&available);
     let wanted_total = sum(&wanted);
-    let _ = d;
     Counts {
         total,
         updated: new
@@ -49,7 +48,7 @@ fn counts(d: &Deployment, new: Option<&ReplicaSet>, old: &[&ReplicaSet]) -> Coun
 
 /// Every wanted pod is of the current template and available, and no old one is left.
 pub fn complete(d: &Deployment, new: Option<&ReplicaSet>, old: &[&ReplicaSet]) -> bool {
-    let c = counts(d, new, old);
+    let c = counts(new, old);
     let want = rolling::replicas(d);
     c.updated == want
         && c.total == want
@@ -103,7 +102,7 @@ pub fn patch(
     old: &[&ReplicaSet],
     now: Timestamp,
 ) -> Option<Action> {
-    let c = counts(d, new, old);
+    let c = counts(new, old);
     let before = json!(d.status.clone().unwrap_or_default());
     let mut conditions: Vec<Value> = before["conditions"].as_array().cloned().unwrap_or_default();
     let want = rolling::replicas(d);

@@ -101,18 +101,9 @@ async fn sync(
         me.pending.forget(key);
         return Ok(());
     };
-    let seen = all
-        .iter()
-        .filter(|p| controller_of(&p.metadata).is_some_and(|o| Some(&o.uid) == uid.as_ref()))
-        .map(|p| {
-            let m = &p.metadata;
-            (
-                m.name.as_deref().unwrap_or_default(),
-                m.uid.as_deref().unwrap_or_default(),
-                m.deletion_timestamp.is_some(),
-            )
-        });
-    let caught_up = me.pending.caught_up(key, seen);
+    let caught_up = me
+        .pending
+        .caught_up_with(key, uid.as_deref().unwrap_or_default(), &all);
     let observed = Observed {
         job: &job,
         pods: &all,

@@ -3,10 +3,9 @@
 use crate::kuberuntime::resources::pod_requests;
 use crate::pod::spec;
 use crate::quantity;
-use k8s_openapi::api::core::v1::{
-    Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
-};
+use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use skiff_client::taints::covers;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -73,7 +72,7 @@ pub fn admit(
     if let Some(t) = taints
         .into_iter()
         .flatten()
-        .find(|t| t.effect == "NoExecute" && !tolerations.iter().any(|o| tolerates(o, t)))
+        .find(|t| t.effect == "NoExecute" && !tolerations.iter().any(|o| covers(o, t)))
     {
         return Some((
             "TaintToleration".into(),
@@ -206,28 +205,6 @@ fn requirement(r: &NodeSelectorRequirement, value: Option<&str>) -> bool {
             }
             _ => false,
         },
-        _ => false,
-    }
-}
-
-/// Does the toleration cover the taint?
-pub fn tolerates(o: &Toleration, t: &Taint) -> bool {
-    if o.effect
-        .as_deref()
-        .is_some_and(|e| !e.is_empty() && e != t.effect)
-    {
-        return false;
-    }
-    let key = o.key.as_deref().unwrap_or_default();
-    if !key.is_empty() && key != t.key {
-        return false;
-    }
-    match o.operator.as_deref().unwrap_or("Equal") {
-        "Exists" => true,
-        "" | "Equal" => {
-            !key.is_empty()
-                && o.value.as_deref().unwrap_or_default() == t.value.as_deref().unwrap_or_default()
-        }
         _ => false,
     }
 }

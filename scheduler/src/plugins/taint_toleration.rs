@@ -3,29 +3,9 @@
 
 use crate::framework::{Cycle, Refusal};
 use crate::snapshot::{NodeInfo, PodInfo};
-use k8s_openapi::api::core::v1::{Taint, Toleration};
+use k8s_openapi::api::core::v1::Taint;
+use skiff_client::taints::covers;
 use std::borrow::Cow;
-
-/// Does a toleration cover a taint? (core/v1 helper `ToleratesTaint`.) An empty key with Exists covers every key, an
-/// empty effect every effect.
-pub fn covers(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or("");
-    let key = toleration.key.as_deref().unwrap_or("");
-    if !effect.is_empty() && effect != taint.effect {
-        return false;
-    }
-    if !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or("Equal") {
-        "Exists" => true,
-        "Equal" | "" => {
-            !key.is_empty()
-                && toleration.value.as_deref().unwrap_or("") == taint.value.as_deref().unwrap_or("")
-        }
-        _ => false,
-    }
-}
 
 /// Does the pod tolerate this taint?
 pub fn tolerated(pod: &PodInfo, taint: &Taint) -> bool {
@@ -71,6 +51,7 @@ pub fn score(_: &Cycle, pod: &PodInfo, node: &NodeInfo) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::api::core::v1::Toleration;
     use serde_json::json;
 
     #[test]
