@@ -28,7 +28,11 @@ fn main() -> Result<()> {
         if wanted("pods") {
             load::inside(&cluster, |client| load::pods(client, IMAGE))?;
             let held = memory::total(&cluster)?;
-            row("memory of each shim (PSS)", &format!("{:.2} MB", mega(held.each_shim() * 1024)), "1.5 MB");
+            row(
+                "memory of each shim (PSS)",
+                &format!("{:.2} MB", mega(held.each_shim() * 1024)),
+                "1.5 MB",
+            );
             cluster.kubectl(&[
                 "-n",
                 "default",

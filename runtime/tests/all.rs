@@ -16,7 +16,11 @@ use std::os::unix::ffi::OsStrExt;
 extern "C" fn early(argc: c_int, argv: *const *const c_char, _env: *const *const c_char) {
     // SAFETY: argv holds argc NUL-terminated strings.
     let args: Vec<OsString> = (0..argc as usize)
-        .map(|i| unsafe { OsString::from(std::ffi::OsStr::from_bytes(CStr::from_ptr(*argv.add(i)).to_bytes())) })
+        .map(|i| unsafe {
+            OsString::from(std::ffi::OsStr::from_bytes(
+                CStr::from_ptr(*argv.add(i)).to_bytes(),
+            ))
+        })
         .collect();
     if args.get(1).is_some_and(|a| a == "shim") {
         skiff_runtime::shim_main(&args[2..]);

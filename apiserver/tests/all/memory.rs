@@ -12,15 +12,27 @@ const OBJECTS: usize = 10_000;
 
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("status");
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("VmRSS");
-    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("number")
+    let line = status
+        .lines()
+        .find(|l| l.starts_with("VmRSS:"))
+        .expect("VmRSS");
+    line.split_whitespace()
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .expect("number")
 }
 
 /// The child's side; does nothing when it is run as a test of its own.
 #[test]
 fn a_child_holds_many_objects() {
-    let Ok(dir) = std::env::var(DIRECTORY) else { return };
-    let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    let Ok(dir) = std::env::var(DIRECTORY) else {
+        return;
+    };
+    let rt = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime");
     rt.block_on(async {
         let table = Table::new(skiff_api::kinds::builtin());
         let hooks = Hooks::new(select::attributes_of(&table.rows()));
@@ -58,13 +70,26 @@ fn a_child_holds_many_objects() {
 fn ten_thousand_objects_of_1_kib_cost_less_than_20_mb() {
     let dir = tempfile::tempdir().expect("dir");
     let out = Command::new(std::env::current_exe().expect("exe"))
-        .args(["--exact", "memory::a_child_holds_many_objects", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            "memory::a_child_holds_many_objects",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env(DIRECTORY, dir.path())
         .output()
         .expect("child");
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     let text = String::from_utf8_lossy(&out.stdout);
-    let grew: u64 = text.lines().find_map(|l| l.strip_prefix("GREW ")).and_then(|n| n.trim().parse().ok()).expect("a figure");
+    let grew: u64 = text
+        .lines()
+        .find_map(|l| l.strip_prefix("GREW "))
+        .and_then(|n| n.trim().parse().ok())
+        .expect("a figure");
     println!("{OBJECTS} objects of 1 KiB: {grew} KiB");
     assert!(grew < 20 * 1024, "{grew} KiB");
 }

@@ -37,10 +37,7 @@ pub const TESTS: &[(&str, Test)] = &[
         workloads::namespace_deletion,
     ),
     ("jobs_run_to_their_end_and_are_counted", batch::jobs),
-    (
-        "a_stateful_set_keeps_names_and_order",
-        batch::stateful_set,
-    ),
+    ("a_stateful_set_keeps_names_and_order", batch::stateful_set),
     ("a_daemon_set_runs_on_the_node", batch::daemon_set),
     ("a_quota_tells_what_is_used", batch::quota),
     ("a_disruption_budget_follows_its_pods", batch::budget),

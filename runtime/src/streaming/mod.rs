@@ -65,10 +65,17 @@ pub struct StreamServer {
 
 impl StreamServer {
     /// Listen on an unused port of 127.0.0.1 and serve. Connections end when `cancel` is cancelled.
-    pub async fn start(backend: Arc<dyn StreamBackend>, cancel: CancellationToken) -> io::Result<Arc<Self>> {
+    pub async fn start(
+        backend: Arc<dyn StreamBackend>,
+        cancel: CancellationToken,
+    ) -> io::Result<Arc<Self>> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let server = Arc::new(StreamServer { address, waiting: Mutex::default(), backend });
+        let server = Arc::new(StreamServer {
+            address,
+            waiting: Mutex::default(),
+            backend,
+        });
         let serving = server.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -115,7 +122,9 @@ impl StreamServer {
         let mut waiting = self.waiting.lock();
         waiting.retain(|_, (_, since)| since.elapsed() < TOKEN_LIFE);
         if waiting.len() >= MAX_TOKENS {
-            return Err(Status::resource_exhausted("maximum number of in-flight requests exceeded"));
+            return Err(Status::resource_exhausted(
+                "maximum number of in-flight requests exceeded",
+            ));
         }
         let token = uuid::Uuid::new_v4().simple().to_string();
         let url = format!("http://{}/{kind}/{token}", self.address);
@@ -166,7 +175,11 @@ impl StreamServer {
         (since.elapsed() < TOKEN_LIFE).then_some(p)
     }
 
-    fn answer(self: Arc<Self>, req: Request<Incoming>, cancel: CancellationToken) -> Response<Body> {
+    fn answer(
+        self: Arc<Self>,
+        req: Request<Incoming>,
+        cancel: CancellationToken,
+    ) -> Response<Body> {
         if !matches!(*req.method(), Method::GET | Method::POST) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "use GET or POST");
         }
@@ -224,25 +237,46 @@ impl StreamServer {
         response
     }
 
-    async fn serve(&self, io: TokioIo<hyper::upgrade::Upgraded>, prepared: Prepared, chosen: Chosen) {
+    async fn serve(
+        &self,
+        io: TokioIo<hyper::upgrade::Upgraded>,
+        prepared: Prepared,
+        chosen: Chosen,
+    ) {
         let backend = self.backend.clone();
         match (prepared, chosen) {
             (Prepared::Exec(r), chosen) => {
-                let o = Options { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr, tty: r.tty };
+                let o = Options {
+                    stdin: r.stdin,
+                    stdout: r.stdout,
+                    stderr: r.stderr,
+                    tty: r.tty,
+                };
                 remote_command(io, chosen, o, Kind::Exec, backend.exec(&r)).await;
             }
             (Prepared::Attach(r), chosen) => {
-                let o = Options { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr, tty: r.tty };
+                let o = Options {
+                    stdin: r.stdin,
+                    stdout: r.stdout,
+                    stderr: r.stderr,
+                    tty: r.tty,
+                };
                 remote_command(io, chosen, o, Kind::Attach, backend.attach(&r)).await;
             }
             (Prepared::PortForward(r), Chosen::Spdy { .. }) => {
                 portforward::serve_spdy(io, r.pod_sandbox_id, backend).await;
             }
             (Prepared::PortForward(r), Chosen::WebSocket(p)) if p.name == websocket::TUNNEL => {
-                portforward::serve_spdy(websocket::tunnel(io).await, r.pod_sandbox_id, backend).await;
+                portforward::serve_spdy(websocket::tunnel(io).await, r.pod_sandbox_id, backend)
+                    .await;
             }
             (Prepared::PortForward(r), Chosen::WebSocket(p)) => {
-                let ports: Vec<u16> = r.port.iter().filter_map(|p| u16::try_from(*p).ok()).take(127).collect();
+                let ports: Vec<u16> = r
+                    .port
+                    .iter()
+                    .filter_map(|p| u16::try_from(*p).ok())
+                    .take(127)
+                    .collect();
                 portforward::serve_channels(io, p, &ports, &r.pod_sandbox_id, backend).await;
             }
         }
@@ -269,20 +303,32 @@ async fn remote_command(
     start: impl Future<Output = Result<backend::Session, String>>,
 ) {
     match chosen {
-        Chosen::Spdy { version, .. } => remotecommand::serve_spdy(io, version, options, kind, start).await,
+        Chosen::Spdy { version, .. } => {
+            remotecommand::serve_spdy(io, version, options, kind, start).await
+        }
         Chosen::WebSocket(p) => remotecommand::serve_websocket(io, p, options, kind, start).await,
     }
 }
 
-fn check_streams(id: &str, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> Result<(), Status> {
+fn check_streams(
+    id: &str,
+    tty: bool,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+) -> Result<(), Status> {
     if id.is_empty() {
         return Err(Status::invalid_argument("missing required container_id"));
     }
     if tty && stderr {
-        return Err(Status::invalid_argument("tty and stderr cannot both be true"));
+        return Err(Status::invalid_argument(
+            "tty and stderr cannot both be true",
+        ));
     }
     if !stdin && !stdout && !stderr {
-        return Err(Status::invalid_argument("one of stdin, stdout, or stderr must be set"));
+        return Err(Status::invalid_argument(
+            "one of stdin, stdout, or stderr must be set",
+        ));
     }
     Ok(())
 }
@@ -290,7 +336,10 @@ fn check_streams(id: &str, tty: bool, stdin: bool, stdout: bool, stderr: bool) -
 fn text(status: StatusCode, message: &str) -> Response<Body> {
     let mut r = Response::new(Full::from(format!("{message}\n")));
     *r.status_mut() = status;
-    r.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
+    r.headers_mut().insert(
+        header::CONTENT_TYPE,
+        http::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     r
 }
 
@@ -316,53 +365,96 @@ impl Upgrade {
                     let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(k);
                     Ok(Upgrade::WebSocket { accept })
                 }
-                (None, _) => Err(Box::new(text(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing"))),
+                (None, _) => Err(Box::new(text(
+                    StatusCode::BAD_REQUEST,
+                    "Sec-WebSocket-Key is missing",
+                ))),
                 _ => {
-                    let mut r = text(StatusCode::UPGRADE_REQUIRED, "WebSocket version 13 is needed");
-                    r.headers_mut().insert("sec-websocket-version", http::HeaderValue::from_static("13"));
+                    let mut r = text(
+                        StatusCode::UPGRADE_REQUIRED,
+                        "WebSocket version 13 is needed",
+                    );
+                    r.headers_mut().insert(
+                        "sec-websocket-version",
+                        http::HeaderValue::from_static("13"),
+                    );
                     Err(Box::new(r))
                 }
             };
         }
-        let has = |name: &str, want: &str| list(headers, name).iter().any(|v| v.eq_ignore_ascii_case(want));
+        let has = |name: &str, want: &str| {
+            list(headers, name)
+                .iter()
+                .any(|v| v.eq_ignore_ascii_case(want))
+        };
         if has("connection", "upgrade") && has("upgrade", "SPDY/3.1") {
             return Ok(Upgrade::Spdy);
         }
-        let message = "unable to upgrade: missing upgrade headers in request (SPDY/3.1 or websocket)";
+        let message =
+            "unable to upgrade: missing upgrade headers in request (SPDY/3.1 or websocket)";
         Err(Box::new(text(StatusCode::BAD_REQUEST, message)))
     }
 
-    fn choose(&self, prepared: &Prepared, headers: &HeaderMap) -> Result<Chosen, Box<Response<Body>>> {
+    fn choose(
+        &self,
+        prepared: &Prepared,
+        headers: &HeaderMap,
+    ) -> Result<Chosen, Box<Response<Body>>> {
         let port_forward = matches!(prepared, Prepared::PortForward(_));
         if let Upgrade::WebSocket { .. } = self {
-            let known: &[websocket::Protocol] =
-                if port_forward { &websocket::PORT_FORWARD } else { &websocket::REMOTE_COMMAND };
-            return negotiate(headers, known).map(Chosen::WebSocket).ok_or_else(|| {
-                let names: Vec<&str> = known.iter().map(|p| p.name).filter(|n| !n.is_empty()).collect();
-                let message = format!("no known Sec-WebSocket-Protocol; known are {}", names.join(", "));
-                Box::new(text(StatusCode::FORBIDDEN, &message))
-            });
+            let known: &[websocket::Protocol] = if port_forward {
+                &websocket::PORT_FORWARD
+            } else {
+                &websocket::REMOTE_COMMAND
+            };
+            return negotiate(headers, known)
+                .map(Chosen::WebSocket)
+                .ok_or_else(|| {
+                    let names: Vec<&str> = known
+                        .iter()
+                        .map(|p| p.name)
+                        .filter(|n| !n.is_empty())
+                        .collect();
+                    let message = format!(
+                        "no known Sec-WebSocket-Protocol; known are {}",
+                        names.join(", ")
+                    );
+                    Box::new(text(StatusCode::FORBIDDEN, &message))
+                });
         }
         let asked = list(headers, PROTOCOL_HEADER);
-        let known: Vec<(&'static str, u8)> =
-            if port_forward { vec![(SPDY_PORT_FORWARD, 1)] } else { SPDY_PROTOCOLS.to_vec() };
+        let known: Vec<(&'static str, u8)> = if port_forward {
+            vec![(SPDY_PORT_FORWARD, 1)]
+        } else {
+            SPDY_PROTOCOLS.to_vec()
+        };
         if asked.is_empty() {
             // Clients from before the negotiation.
-            return Ok(Chosen::Spdy { name: "", version: 1 });
+            return Ok(Chosen::Spdy {
+                name: "",
+                version: 1,
+            });
         }
-        if let Some((name, version)) = asked.iter().find_map(|a| known.iter().copied().find(|(n, _)| n == a)) {
+        if let Some((name, version)) = asked
+            .iter()
+            .find_map(|a| known.iter().copied().find(|(n, _)| n == a))
+        {
             return Ok(Chosen::Spdy { name, version });
         }
-        let message = format!("unable to upgrade: unable to negotiate protocol: client supports {asked:?}");
+        let message =
+            format!("unable to upgrade: unable to negotiate protocol: client supports {asked:?}");
         let mut r = text(StatusCode::FORBIDDEN, &message);
         for (name, _) in known {
-            r.headers_mut().append("x-accepted-stream-protocol-versions", http::HeaderValue::from_static(name));
+            r.headers_mut().append(
+                "x-accepted-stream-protocol-versions",
+                http::HeaderValue::from_static(name),
+            );
         }
         Err(Box::new(r))
     }
 }
 
 #[cfg(test)]
-mod tests;
-#[cfg(test)]
 mod kubectl;
+#[cfg(test)]
+mod tests;

@@ -39,7 +39,10 @@ fn selects(term: &PodAffinityTerm, owner: &PodInfo, other: &PodInfo) -> bool {
     } else {
         named.contains(&other.key.namespace)
     };
-    here && labels::matches(term.label_selector.as_ref(), other.pod.metadata.labels.as_ref())
+    here && labels::matches(
+        term.label_selector.as_ref(),
+        other.pod.metadata.labels.as_ref(),
+    )
 }
 
 fn required(pod: &PodInfo, anti: bool) -> Vec<PodAffinityTerm> {
