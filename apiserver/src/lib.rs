@@ -24,6 +24,7 @@ pub mod special;
 pub mod store;
 
 use skiff_api::{Value, status::Status};
+use skiff_supervise::Supervisor;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,6 +55,8 @@ pub struct Config {
     pub service_node_port_range: (u16, u16),
     /// Shared secret with which agents join; none: made at first start.
     pub token: Option<String>,
+    /// Whose tasks `/readyz` and `/metrics` show; none: one of the server's own.
+    pub supervisor: Option<Supervisor>,
 }
 
 impl Config {
@@ -71,6 +74,7 @@ impl Config {
             cluster_domain: "cluster.local".into(),
             service_node_port_range: (30000, 32767),
             token: None,
+            supervisor: None,
         }
     }
 }
@@ -93,6 +97,8 @@ pub struct App {
     pub cancel: CancellationToken,
     /// Counters of `/metrics` and the checks of `/readyz`.
     pub health: http::health::Health,
+    /// Background work of the whole process.
+    pub supervisor: Supervisor,
 }
 
 /// What a write is.
@@ -192,7 +198,12 @@ pub async fn serve(mut config: Config, cancel: CancellationToken) -> Result<Hand
     let store = store::embedded::Embedded::open(&database, store::embedded::Options::new(hooks))
         .map_err(|e| Error::Store(e.to_string()))?;
     let special = special::Special::new(&config, &auth)?;
+    let supervisor = config
+        .supervisor
+        .clone()
+        .unwrap_or_else(|| Supervisor::new(cancel.clone()));
     let app = Arc::new(App {
+        supervisor,
         config,
         table,
         store: Arc::new(store),

@@ -8,6 +8,7 @@ use kube::core::request::Request;
 use kube::core::{ObjectList, WatchEvent};
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
+use skiff_supervise::Supervisor;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -139,14 +140,24 @@ impl<K> Kind for K where
 }
 
 impl<K: Kind> Cache<K> {
-    /// Starts the list+watch loop; it ends with the token.
-    pub fn start(client: Client, scope: Scope, stop: CancellationToken) -> Self {
+    /// Starts the list+watch loop; it ends with the token, or with the supervisor's stop.
+    pub fn start(
+        client: Client,
+        scope: Scope,
+        stop: CancellationToken,
+        supervisor: &Supervisor,
+    ) -> Self {
         let cache = Self::detached();
         let this = cache.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = this.run(client, scope) => {}
+        supervisor.spawn_transient("cache", K::kind(&()), move || {
+            let (this, client, scope, stop) =
+                (this.clone(), client.clone(), scope.clone(), stop.clone());
+            async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = this.run(client, scope) => {}
+                }
+                Ok::<(), std::convert::Infallible>(())
             }
         });
         cache

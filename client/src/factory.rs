@@ -4,10 +4,10 @@
 use crate::cache::{Cache, Kind, Scope};
 use kube::Client;
 use parking_lot::Mutex;
+use skiff_supervise::Supervisor;
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::Arc;
-use tokio_util::sync::CancellationToken;
 
 type Slots = HashMap<(TypeId, Scope), Box<dyn Any + Send + Sync>>;
 
@@ -15,16 +15,16 @@ type Slots = HashMap<(TypeId, Scope), Box<dyn Any + Send + Sync>>;
 #[derive(Clone)]
 pub struct Informers {
     client: Client,
-    stop: CancellationToken,
+    supervisor: Supervisor,
     slots: Arc<Mutex<Slots>>,
 }
 
 impl Informers {
-    /// Caches that are fed through this client until the token ends them.
-    pub fn new(client: Client, stop: CancellationToken) -> Self {
+    /// Caches that are fed through this client until the supervisor's stop.
+    pub fn new(client: Client, supervisor: Supervisor) -> Self {
         Self {
             client,
-            stop,
+            supervisor,
             slots: Arc::default(),
         }
     }
@@ -32,6 +32,11 @@ impl Informers {
     /// The client below.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Who runs the caches, and whatever else a component does in the background.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
     }
 
     /// The cache of all objects of a kind; started at the first call.
@@ -48,13 +53,19 @@ impl Informers {
                 Box::new(Cache::<K>::start(
                     self.client.clone(),
                     scope,
-                    self.stop.clone(),
+                    self.supervisor.stop().clone(),
+                    &self.supervisor,
                 ))
             });
         match slot.downcast_ref::<Cache<K>>() {
             Some(cache) => cache.clone(),
             // The key holds the type, so this cannot be; a fresh cache is right in any case.
-            None => Cache::start(self.client.clone(), Scope::default(), self.stop.clone()),
+            None => Cache::start(
+                self.client.clone(),
+                Scope::default(),
+                self.supervisor.stop().clone(),
+                &self.supervisor,
+            ),
         }
     }
 }

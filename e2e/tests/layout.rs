@@ -6,14 +6,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 const ALLOWED: &[(&str, &[&str])] = &[
+    ("skiff-supervise", &[]),
     ("skiff-api", &[]),
-    ("skiff-client", &["skiff-api"]),
-    ("skiff-apiserver", &["skiff-api"]),
-    ("skiff-scheduler", &["skiff-api", "skiff-client"]),
-    ("skiff-controllers", &["skiff-api", "skiff-client"]),
-    ("skiff-kubelet", &["skiff-api", "skiff-client"]),
-    ("skiff-network", &["skiff-api", "skiff-client"]),
-    ("skiff-runtime", &[]),
+    ("skiff-client", &["skiff-api", "skiff-supervise"]),
+    ("skiff-apiserver", &["skiff-api", "skiff-supervise"]),
+    (
+        "skiff-scheduler",
+        &["skiff-api", "skiff-client", "skiff-supervise"],
+    ),
+    (
+        "skiff-controllers",
+        &["skiff-api", "skiff-client", "skiff-supervise"],
+    ),
+    (
+        "skiff-kubelet",
+        &["skiff-api", "skiff-client", "skiff-supervise"],
+    ),
+    (
+        "skiff-network",
+        &["skiff-api", "skiff-client", "skiff-supervise"],
+    ),
+    ("skiff-runtime", &["skiff-supervise"]),
     (
         "skiff",
         &[
@@ -25,6 +38,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "skiff-kubelet",
             "skiff-network",
             "skiff-runtime",
+            "skiff-supervise",
         ],
     ),
     ("skiff-e2e", &[]),

@@ -81,7 +81,11 @@ pub async fn run(
     };
     let kubelet = Arc::new(Kubelet {
         images: images::Images::new(cri.clone()),
-        objects: objects::Objects::new(client.clone(), stop.clone()),
+        objects: objects::Objects::new(
+            client.clone(),
+            informers.supervisor().clone(),
+            stop.clone(),
+        ),
         volumes: volumes::Volumes::default(),
         tokens: volumes::tokens::Tokens::default(),
         recorder: Recorder::new(client.clone(), "kubelet", &config.node_name),

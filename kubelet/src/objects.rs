@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use parking_lot::Mutex;
 use skiff_client::cache::Kind;
 use skiff_client::{Cache, Event, Scope};
+use skiff_supervise::Supervisor;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +54,12 @@ impl<K: Kind> Watches<K> {
                     fields: Some(format!("metadata.name={name}")),
                     labels: None,
                 };
-                let cache = Cache::start(objects.client.clone(), scope, stop.clone());
+                let cache = Cache::start(
+                    objects.client.clone(),
+                    scope,
+                    stop.clone(),
+                    &objects.supervisor,
+                );
                 let users: Arc<Mutex<HashMap<String, Notify>>> = Arc::default();
                 tokio::spawn(tell(cache.subscribe(), users.clone(), stop.clone()));
                 Watched { cache, stop, users }
@@ -107,6 +113,7 @@ async fn tell<K>(
 /// All watches of single objects.
 pub struct Objects {
     client: kube::Client,
+    supervisor: Supervisor,
     stop: CancellationToken,
     config_maps: Watches<ConfigMap>,
     secrets: Watches<Secret>,
@@ -114,9 +121,10 @@ pub struct Objects {
 
 impl Objects {
     /// No watches yet.
-    pub fn new(client: kube::Client, stop: CancellationToken) -> Self {
+    pub fn new(client: kube::Client, supervisor: Supervisor, stop: CancellationToken) -> Self {
         Self {
             client,
+            supervisor,
             stop,
             config_maps: Watches::new(),
             secrets: Watches::new(),

@@ -7,12 +7,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use skiff_apiserver::auth::UserInfo;
 use skiff_client::Informers;
 use skiff_network as network;
+use skiff_supervise::Supervisor;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 /// The Kubernetes version whose API is served.
 pub const KUBERNETES: &str = "v1.36.0";
@@ -44,9 +44,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     let dir = config::data_dir(&args.data_dir)?;
     let _lock = lock(&dir)?;
     let stop = CancellationToken::new();
-    // Why a part ended that the cluster cannot do without.
-    let failed: Failed = Arc::default();
-    let tasks = TaskTracker::new();
+    let supervisor = Supervisor::new(stop.clone());
     end_on_signals(stop.clone())?;
 
     // The pod network comes first: it gives a machine without any address one that pods can reach the API at.
@@ -82,6 +80,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
             cluster_domain: args.cluster_domain.clone(),
             service_node_port_range: port_range(&args.service_node_port_range)?,
             token: args.token.clone(),
+            supervisor: Some(supervisor.clone()),
         },
         stop.clone(),
     )
@@ -99,7 +98,10 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     let client = |user: &str, groups: &[&str]| {
         kube::Client::new(api.service(UserInfo::new(user, groups)), "default")
     };
-    let informers = Informers::new(client("system:skiff", &["system:masters"]), stop.clone());
+    let informers = Informers::new(
+        client("system:skiff", &["system:masters"]),
+        supervisor.clone(),
+    );
     let on = |part: &str| !args.disable.iter().any(|d| d == part);
     if on("controllers") {
         let settings = skiff_controllers::Config {
@@ -107,46 +109,54 @@ pub async fn run(args: ServerArgs) -> Result<()> {
             root_ca_pem: pki.server_ca_pem().to_string(),
             workers: 5,
         };
-        tasks.spawn(skiff_controllers::run(
-            informers.clone(),
-            settings,
-            stop.clone(),
-        ));
+        let (i, s) = (informers.clone(), stop.clone());
+        supervisor.spawn("controllers", move || {
+            until_stop(skiff_controllers::run(
+                i.clone(),
+                settings.clone(),
+                s.clone(),
+            ))
+        });
     }
     if on("scheduler") {
-        tasks.spawn(skiff_scheduler::run(
-            informers.clone(),
-            skiff_scheduler::Config::default(),
-            stop.clone(),
-        ));
+        let (i, s) = (informers.clone(), stop.clone());
+        supervisor.spawn("scheduler", move || {
+            until_stop(skiff_scheduler::run(
+                i.clone(),
+                skiff_scheduler::Config::default(),
+                s.clone(),
+            ))
+        });
     }
-    tasks.spawn(manifests::run(
-        informers.client().clone(),
-        paths::manifests(&dir),
-        addons(dns, &args),
-        stop.clone(),
-    ));
+    let (c, s) = (informers.client().clone(), stop.clone());
+    let (files, own) = (paths::manifests(&dir), addons(dns, &args));
+    supervisor.spawn("manifests", move || {
+        until_stop(manifests::run(
+            c.clone(),
+            files.clone(),
+            own.clone(),
+            s.clone(),
+        ))
+    });
 
     if let (Some(pods), Some(bridge), Some(started)) = (pods, bridge, started_runtime) {
         let runtime = started.await.context("the runtime's start was cut off")??;
         bridge.forget_the_dead().await?;
         if on("service-proxy") {
             let settings = proxy_config(&node_name, cluster_cidr, service_cidr, dns)?;
-            let (i, s, f) = (informers.clone(), stop.clone(), failed.clone());
-            tasks.spawn(async move {
-                let ended = network::proxy::run(i, settings, s.clone()).await;
-                told("service proxy", ended, &f, &s);
-            });
+            supervisor.spawn_essential(
+                "service proxy",
+                network::proxy::run(informers.clone(), settings, stop.clone()),
+            );
         }
         if on("dns") {
             pods.add_address(v4(dns)?)
                 .context("the address of the cluster's DNS")?;
             let settings = dns_config(&args, cluster_cidr, service_cidr, dns);
-            let (i, s, f) = (informers.clone(), stop.clone(), failed.clone());
-            tasks.spawn(async move {
-                let ended = network::dns::run(i, settings, s.clone()).await;
-                told("cluster DNS", ended, &f, &s);
-            });
+            supervisor.spawn_essential(
+                "cluster DNS",
+                network::dns::run(informers.clone(), settings, stop.clone()),
+            );
         }
         let serving = pki.server(
             "serving-kubelet",
@@ -163,28 +173,28 @@ pub async fn run(args: ServerArgs) -> Result<()> {
             &serving,
             pki.client_ca_pem(),
         )?;
-        let (i, s, f) = (informers.clone(), stop.clone(), failed.clone());
-        tasks.spawn(async move {
-            let ended = skiff_kubelet::run(i, settings, s.clone()).await;
-            told("kubelet", ended, &f, &s);
-        });
+        supervisor.spawn_essential(
+            "kubelet",
+            skiff_kubelet::run(informers.clone(), settings, stop.clone()),
+        );
         let images = runtime.images().clone();
         let archives = paths::images(&dir);
-        tasks.spawn_blocking(move || import(&images, &archives));
-        let (s, f) = (stop.clone(), failed.clone());
-        tasks.spawn(async move { told("container runtime", runtime.join().await, &f, &s) });
+        supervisor.spawn_transient("images", "import", move || {
+            let (images, archives) = (images.clone(), archives.clone());
+            tokio::task::spawn_blocking(move || import(&images, &archives))
+        });
+        supervisor.spawn_essential("container runtime", runtime.join());
     }
-    tasks.close();
     stop.cancelled().await;
     tracing::info!("stopping; containers keep running");
-    if tokio::time::timeout(Duration::from_secs(10), tasks.wait())
+    if tokio::time::timeout(Duration::from_secs(10), supervisor.ended())
         .await
         .is_err()
     {
         tracing::warn!("some parts did not end within 10 s");
     }
     api.stopped().await;
-    match failed.get() {
+    match supervisor.failure() {
         Some(why) => bail!("{why}"),
         None => Ok(()),
     }
@@ -267,26 +277,10 @@ fn import(store: &skiff_runtime::images::ImageStore, dir: &Path) {
     }
 }
 
-/// The first failure of a part.
-type Failed = Arc<std::sync::OnceLock<String>>;
-
-/// A part that fails ends the server: a cluster that looks alive and runs nothing helps nobody.
-fn told(
-    part: &str,
-    result: Result<(), impl std::fmt::Display>,
-    failed: &Failed,
-    stop: &CancellationToken,
-) {
-    if let Err(e) = result {
-        let mut why = e.to_string();
-        if !why.starts_with(part) {
-            why = format!("{part}: {why}");
-        }
-        if failed.set(why).is_err() {
-            tracing::error!(error = %e, "the {part} ended");
-        }
-        stop.cancel();
-    }
+/// A part that ends only at the stop, in the form that a supervisor takes.
+async fn until_stop(part: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {
+    part.await;
+    Ok(())
 }
 
 /// One server for each data directory.

@@ -87,8 +87,8 @@ pub fn health(app: &App, path: &str, query: &str) -> Option<Response<Body>> {
     if !["healthz", "livez", "readyz"].contains(&endpoint) {
         return None;
     }
-    let mut checks: Vec<(&str, Result<(), String>)> =
-        vec![("ping", Ok(())), ("etcd", app.store.check())];
+    let mut checks: Vec<(String, Result<(), String>)> =
+        vec![("ping".into(), Ok(())), ("etcd".into(), app.store.check())];
     // Liveness does not wait for what readiness waits for: a restart would not mend it.
     if endpoint != "livez" {
         checks.extend(
@@ -96,14 +96,20 @@ pub fn health(app: &App, path: &str, query: &str) -> Option<Response<Body>> {
                 .checks
                 .lock()
                 .iter()
-                .map(|(k, v)| (*k, v.clone())),
+                .map(|(k, v)| ((*k).to_string(), v.clone())),
+        );
+        checks.extend(
+            app.supervisor
+                .health()
+                .into_iter()
+                .map(|h| (format!("task/{}", h.group), h.fault)),
         );
         let stopping = if app.cancel.is_cancelled() {
             Err("the server is stopping".to_string())
         } else {
             Ok(())
         };
-        checks.push(("shutdown", stopping));
+        checks.push(("shutdown".into(), stopping));
     }
     if !check.is_empty() {
         let Some((_, state)) = checks.into_iter().find(|(n, _)| *n == check) else {
@@ -126,7 +132,7 @@ pub fn health(app: &App, path: &str, query: &str) -> Option<Response<Body>> {
     let mut out = String::new();
     let mut failed = false;
     for (name, state) in &checks {
-        if excluded.contains(name) {
+        if excluded.contains(&name.as_str()) {
             let _ = writeln!(out, "[+]{name} excluded: ok");
         } else if let Err(why) = state {
             tracing::debug!(check = name, why, "health check failed");
@@ -210,6 +216,7 @@ pub fn metrics(app: &App) -> Response<Body> {
             let _ = writeln!(out, "apiserver_storage_objects{{resource=\"{name}\"}} {n}");
         }
     }
+    out.push_str(&app.supervisor.metrics());
     let mut r = text(StatusCode::OK, out);
     r.headers_mut().insert(
         header::CONTENT_TYPE,
