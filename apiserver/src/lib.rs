@@ -217,6 +217,7 @@ pub async fn serve(mut config: Config, cancel: CancellationToken) -> Result<Hand
         .set("poststarthook/bootstrap", Err("not finished".into()));
     bootstrap::run(&app).await.map_err(Error::Bootstrap)?;
     app.health.set("poststarthook/bootstrap", Ok(()));
+    tokio::spawn(auth::credential::Sessions::follow(app.clone()));
     let task = tokio::spawn({
         let app = app.clone();
         async move {

@@ -2,6 +2,7 @@
 //! nothing about what the user may do, but for whether somebody may be impersonated.
 
 use super::authorization::{Attributes, Decision, forbidden};
+use super::credential::Credential;
 use super::tokens::Tokens;
 use super::{AUTHENTICATED, Auth, UNAUTHENTICATED, UserInfo};
 use crate::http::path::unescape;
@@ -13,11 +14,18 @@ use serde_json::Value;
 use skiff_api::status::Status;
 use std::sync::Arc;
 
-pub(super) fn authenticate(auth: &Auth, app: &App, parts: &Parts) -> Result<Arc<UserInfo>, Status> {
+pub(super) fn authenticate(
+    auth: &Auth,
+    app: &App,
+    parts: &Parts,
+) -> Result<Arc<Credential>, Status> {
     let peer = parts.extensions.get::<Arc<Peer>>();
-    let certificate = peer.and_then(|p| p.identity.get_or_init(|| of_certificate(auth, p)).clone());
-    if let Some(user) = certificate {
-        return Ok(user);
+    let certificate = peer
+        .and_then(|p| p.identity.get_or_init(|| of_certificate(auth, p)).clone())
+        // Verified when the connection began; it may have expired since.
+        .filter(|c| auth.still_valid(app, c));
+    if let Some(credential) = certificate {
+        return Ok(credential);
     }
     if let Some(token) = bearer(&parts.headers) {
         return of_token(auth, app, token).map(Arc::new).map_err(|why| {
@@ -29,10 +37,10 @@ pub(super) fn authenticate(auth: &Auth, app: &App, parts: &Parts) -> Result<Arc<
         // Somebody with a certificate that is none of ours and nothing else to show.
         return Err(Status::unauthorized());
     }
-    Ok(Arc::new(UserInfo::anonymous()))
+    Ok(Credential::lasting(Arc::new(UserInfo::anonymous())))
 }
 
-fn of_certificate(auth: &Auth, peer: &Peer) -> Option<Arc<UserInfo>> {
+fn of_certificate(auth: &Auth, peer: &Peer) -> Option<Arc<Credential>> {
     if peer.certificates.is_empty() {
         return None;
     }
@@ -58,10 +66,15 @@ fn of_certificate(auth: &Auth, peer: &Peer) -> Option<Arc<UserInfo>> {
         return None;
     }
     groups.push(AUTHENTICATED.into());
-    Some(Arc::new(UserInfo {
+    let user = Arc::new(UserInfo {
         name,
         groups,
         ..UserInfo::default()
+    });
+    Some(Arc::new(Credential {
+        user,
+        expires: Some(cert.validity().not_after.timestamp()),
+        rests_on: Vec::new(),
     }))
 }
 
@@ -78,13 +91,17 @@ fn same(a: &str, b: &str) -> bool {
 }
 
 /// Who a bearer token is, for the API server's own audience.
-pub(super) fn of_token(auth: &Auth, app: &App, token: &str) -> Result<UserInfo, String> {
+pub(super) fn of_token(auth: &Auth, app: &App, token: &str) -> Result<Credential, String> {
     if Tokens::is_ours(token) {
-        return review(auth, app, token, &[]).map(|(u, _)| u);
+        return review(auth, app, token, &[]).map(|(c, _)| c);
     }
     if same(token, &auth.server_token) {
         // Nodes join with it; it is no admin's key. As k3s's user `server`, renamed.
-        return Ok(UserInfo::new("server", &["skiff:server"]));
+        return Ok(Credential {
+            user: Arc::new(UserInfo::new("server", &["skiff:server"])),
+            expires: None,
+            rests_on: Vec::new(),
+        });
     }
     Err("an unknown token".into())
 }
@@ -95,7 +112,7 @@ pub(super) fn review(
     app: &App,
     token: &str,
     audiences: &[String],
-) -> Result<(UserInfo, Vec<String>), String> {
+) -> Result<(Credential, Vec<String>), String> {
     let now = jiff::Timestamp::now().as_second();
     let lookup = |storage: &str, namespace: &str, name: &str| -> Option<Value> {
         admission::find(app, storage, namespace, name)

@@ -4,6 +4,7 @@
 
 pub mod authentication;
 pub mod authorization;
+pub mod credential;
 pub mod escalation;
 pub mod node;
 pub mod pki;
@@ -13,6 +14,7 @@ pub mod tokens;
 
 use crate::http::path::RequestInfo;
 use crate::{App, Config, Error};
+use credential::Credential;
 use http::request::Parts;
 use skiff_api::status::Status;
 use std::collections::BTreeMap;
@@ -79,6 +81,8 @@ pub struct Auth {
     pub rbac: rbac::Rbac,
     /// The server token (`--token`).
     pub server_token: String,
+    /// Connections that end with their credential.
+    pub sessions: credential::Sessions,
 }
 
 impl Auth {
@@ -96,6 +100,7 @@ impl Auth {
             tokens,
             rbac: rbac::Rbac::default(),
             server_token,
+            sessions: credential::Sessions::default(),
         })
     }
 
@@ -103,7 +108,7 @@ impl Auth {
     ///
     /// # Errors
     /// 401 when something was shown that is not valid.
-    pub async fn authenticate(&self, app: &App, parts: &Parts) -> Result<Arc<UserInfo>, Status> {
+    pub async fn authenticate(&self, app: &App, parts: &Parts) -> Result<Arc<Credential>, Status> {
         authentication::authenticate(self, app, parts)
     }
 

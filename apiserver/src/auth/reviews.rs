@@ -103,12 +103,12 @@ fn token_review(app: &Arc<App>, spec: &Value) -> Result<Value, Status> {
         authentication::review(&app.auth, app, token, &audiences)
     } else if audiences.is_empty() {
         authentication::of_token(&app.auth, app, token)
-            .map(|u| (u, vec![super::tokens::ISSUER.to_string()]))
+            .map(|c| (c, vec![super::tokens::ISSUER.to_string()]))
     } else {
         Err("an unknown token".into())
     };
     Ok(match found {
-        Ok((user, good)) => json!({"authenticated": true, "user": shown(&user), "audiences": good}),
+        Ok((c, good)) => json!({"authenticated": true, "user": shown(&c.user), "audiences": good}),
         Err(why) => json!({"user": {}, "error": why}),
     })
 }

@@ -2,6 +2,7 @@
 //! claims; whether the objects named in them exist is asked of the caller's [`Lookup`], so everything here is pure.
 
 use super::UserInfo;
+use super::credential::{Credential, Rest};
 use super::pki::Pki;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -25,6 +26,8 @@ pub const MAX_SECONDS: i64 = 1 << 32;
 /// --service-account-extend-token-expiration), with a warning time inside.
 pub const EXTENDABLE_SECONDS: i64 = 3607;
 const EXTENDED_SECONDS: i64 = 365 * 24 * 3600;
+/// A minute of tolerance for clocks that differ, as go-jose has.
+const EXPIRY_LEEWAY: i64 = 60;
 /// How long objects that are being deleted still count (upstream's 60 s of leeway).
 pub const DELETION_LEEWAY: i64 = 60;
 /// Tokens whose signature was checked, kept so that it need not be done on every request.
@@ -216,16 +219,15 @@ impl Tokens {
         audiences: &[String],
         now: i64,
         lookup: Lookup<'_>,
-    ) -> Result<(UserInfo, Vec<String>), String> {
+    ) -> Result<(Credential, Vec<String>), String> {
         let claims = self.verify(token)?;
         if claims.iss != ISSUER {
             return Err("token is of another issuer".into());
         }
-        // A minute of tolerance, as go-jose has.
-        if now > claims.exp + 60 {
+        if now > claims.exp + EXPIRY_LEEWAY {
             return Err("service account token has expired".into());
         }
-        if now + 60 < claims.nbf {
+        if now + EXPIRY_LEEWAY < claims.nbf {
             return Err("service account token is not valid yet".into());
         }
         let own = [ISSUER.to_string()];
@@ -247,14 +249,24 @@ impl Tokens {
         }
         let k = &claims.kubernetes;
         let ns = &k.namespace;
-        valid(lookup, "core/serviceaccounts", ns, &k.serviceaccount, now)?;
+        let mut rests_on = Vec::new();
+        let mut rest = |storage: &str, namespace: &str, wanted: &Ref| {
+            valid(lookup, storage, namespace, wanted, now)?;
+            let slash = if namespace.is_empty() { "" } else { "/" };
+            rests_on.push(Rest {
+                key: format!("/{storage}/{namespace}{slash}{}", wanted.name).into(),
+                uid: wanted.uid.as_str().into(),
+            });
+            Ok::<(), String>(())
+        };
+        rest("core/serviceaccounts", ns, &k.serviceaccount)?;
         if let Some(s) = &k.secret {
-            valid(lookup, "core/secrets", ns, s, now)?;
+            rest("core/secrets", ns, s)?;
         }
         if let Some(p) = &k.pod {
-            valid(lookup, "core/pods", ns, p, now)?;
+            rest("core/pods", ns, p)?;
         } else if let Some(n) = &k.node {
-            valid(lookup, "core/nodes", "", n, now)?;
+            rest("core/nodes", "", n)?;
         }
         let mut user = UserInfo {
             name: format!("system:serviceaccount:{ns}:{}", k.serviceaccount.name),
@@ -281,7 +293,12 @@ impl Tokens {
             extra("node-name", &n.name);
             extra("node-uid", &n.uid);
         }
-        Ok((user, good))
+        let credential = Credential {
+            user: Arc::new(user),
+            expires: Some(claims.exp + EXPIRY_LEEWAY),
+            rests_on,
+        };
+        Ok((credential, good))
     }
 
     /// The claims if the signature is ours.
@@ -430,7 +447,10 @@ mod tests {
     fn a_token_names_its_account_and_pod() {
         let (_d, t) = make();
         let token = issue(&t, Some(("p", "2")), ISSUER, 600);
-        let (user, aud) = t.check(&token, &[], 1100, &objects).expect("valid");
+        let (credential, aud) = t.check(&token, &[], 1100, &objects).expect("valid");
+        let user = &credential.user;
+        assert_eq!(&*credential.rests_on[1].key, "/core/pods/ns/p");
+        assert_eq!(credential.expires, Some(1660));
         assert_eq!(user.name, "system:serviceaccount:ns:sa");
         assert_eq!(
             user.groups,

@@ -14,8 +14,9 @@ pub mod respond;
 pub mod serve;
 
 use crate::auth::UserInfo;
+use crate::auth::credential::Credential;
 use crate::{App, registry, special};
-use ::http::{HeaderValue, Response, header, request::Parts};
+use ::http::{HeaderValue, Method, Response, header, request::Parts};
 use axum::body::Body;
 use bytes::Bytes;
 use futures::FutureExt;
@@ -29,8 +30,10 @@ use std::sync::Arc;
 pub struct Request {
     /// What it is about.
     pub info: RequestInfo,
-    /// Who asks.
+    /// Who asks (or whom they impersonate).
     pub user: Arc<UserInfo>,
+    /// What they showed; [`crate::auth::Auth::session`] tells when it ends.
+    pub credential: Arc<Credential>,
     /// Method, URI, headers and extensions (`hyper::upgrade::OnUpgrade`, [`serve::Peer`]).
     pub parts: Parts,
     /// The body, unread.
@@ -115,15 +118,19 @@ async fn answer(
     body: Body,
     identity: Option<Arc<UserInfo>>,
 ) -> Answer {
-    let user = match identity {
-        Some(u) => u,
+    let credential = match identity {
+        Some(u) => Credential::lasting(u),
         None => app.auth.authenticate(app, &parts).await?,
     };
-    let user = app.auth.impersonate(app, user, &parts).await?;
+    let user = app
+        .auth
+        .impersonate(app, credential.user.clone(), &parts)
+        .await?;
     app.auth.authorize(app, &user, &info).await?;
     let request = Request {
         info,
         user,
+        credential,
         parts,
         body,
     };
@@ -139,11 +146,36 @@ async fn resource(app: &Arc<App>, request: Request) -> Answer {
     let Some(row) = app.table.get(&i.group, &i.version, &i.resource) else {
         return Err(Status::no_route());
     };
+    placed(&row, i, &request.parts.method)?;
     // The special ones look first, the generic registry takes the rest.
     match special::handle(app, &row, request).await {
         special::Handled::Done(answer) => answer,
         special::Handled::NotMine(request) => registry::handle(app, row, request).await,
     }
+}
+
+/// Is the path one that this kind has? Authorization went by the path's own words: what it calls a namespace must be the
+/// object's, or somebody's rights in one namespace would open cluster-wide objects and other namespaces.
+fn placed(row: &registry::table::Row, i: &RequestInfo, method: &Method) -> Result<(), Status> {
+    let here = if row.namespaced() {
+        // Without a namespace there are only collections to be read, and what is created without a name.
+        !i.namespace.is_empty() || (i.name.is_empty() && i.subresource.is_empty())
+    } else if row.storage == "core/namespaces" {
+        i.namespace.is_empty() && i.name.is_empty() || i.namespace == i.name
+    } else {
+        i.namespace.is_empty()
+    };
+    // `/watch/...` reads collections, or one object of them, whatever follows its name.
+    let watch = i.verb != "watch" || i.subresource.is_empty();
+    if !here || !watch || i.name.contains('/') || i.namespace.contains('/') {
+        return Err(Status::no_route());
+    }
+    if i.verb == "watch" && method != Method::GET && method != Method::HEAD {
+        return Err(Status::method_not_allowed(
+            "the server does not allow this method on the requested resource",
+        ));
+    }
+    Ok(())
 }
 
 /// Paths that are no resource.

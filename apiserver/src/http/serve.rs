@@ -24,7 +24,7 @@ pub struct Peer {
     /// is of a CA we trust is for authentication to say.
     pub certificates: Vec<CertificateDer<'static>>,
     /// Who the certificate says it is, computed once for the connection.
-    pub identity: std::sync::OnceLock<Option<Arc<crate::auth::UserInfo>>>,
+    pub identity: std::sync::OnceLock<Option<Arc<crate::auth::credential::Credential>>>,
 }
 
 impl Peer {

@@ -7,7 +7,7 @@ use skiff_apiserver::auth::UserInfo;
 use tower::ServiceExt;
 
 /// A request over no connection: authenticated by its headers alone.
-async fn plain(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+pub async fn plain(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
     let mut r = http::Request::builder().method(method).uri(path);
     for (k, v) in headers {
         r = r.header(*k, *v);
@@ -16,7 +16,7 @@ async fn plain(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -
     read(skiff_apiserver::http::handle(server().app(), r, None).await).await
 }
 
-async fn as_user(
+pub async fn as_user(
     user: &UserInfo,
     method: &str,
     path: &str,

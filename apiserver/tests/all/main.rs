@@ -5,6 +5,7 @@ mod access;
 mod admission;
 mod client;
 mod crash;
+mod credentials;
 mod harness;
 mod kubelet;
 mod memory;
