@@ -20,17 +20,24 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "skiff-kubelet",
-        &["skiff-api", "skiff-client", "skiff-supervise"],
+        &[
+            "skiff-api",
+            "skiff-cgroup",
+            "skiff-client",
+            "skiff-supervise",
+        ],
     ),
     (
         "skiff-network",
         &["skiff-api", "skiff-client", "skiff-supervise"],
     ),
-    ("skiff-runtime", &["skiff-supervise"]),
+    ("skiff-cgroup", &[]),
+    ("skiff-runtime", &["skiff-cgroup", "skiff-supervise"]),
     (
         "skiff",
         &[
             "skiff-api",
+            "skiff-cgroup",
             "skiff-client",
             "skiff-apiserver",
             "skiff-scheduler",

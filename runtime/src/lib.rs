@@ -2,10 +2,9 @@
 //! Skiff's other crates: crictl and upstream's CRI tests talk to it as well as the kubelet does.
 //!
 //! Map: `cri` answers calls and keeps the tables; `shim` is the process that holds one pod; `container` turns a
-//! container's description into a process; `cgroup` limits, counts and kills; `images` stores, pulls and builds;
+//! container's description into a process (the crate skiff-cgroup limits, counts and kills); `images` stores, pulls and builds;
 //! `streaming` carries exec, attach and port-forward; `sys` is where system calls are made.
 
-pub mod cgroup;
 pub mod container;
 mod cri;
 pub mod images;
@@ -13,6 +12,8 @@ pub mod shim;
 pub mod state;
 pub mod streaming;
 pub mod sys;
+
+pub use skiff_cgroup as cgroup;
 
 use images::cri::CriImageService;
 use images::pull::Puller;
@@ -44,6 +45,8 @@ pub struct Config {
     /// Cgroup of everything of this data directory (`/skiff`, `/skiff-1a2b3c4d`). Containers go where the request's
     /// cgroup_parent says, and without one to `<cgroup_parent>/pods`.
     pub cgroup_parent: String,
+    /// The operator accepts that this machine cannot limit containers' devices (`skiff_cgroup::check`).
+    pub accept_missing_isolation: bool,
     /// k3s' registries.yaml; it need not exist.
     pub registries: PathBuf,
     /// Program of the shims; it is run as `<shim_exe> shim DIR` and must call [`shim_main`] then.
@@ -61,6 +64,7 @@ impl Config {
             images: dir.join("images"),
             socket: dir.join("cri.sock"),
             cgroup_parent: cgroup_parent.to_string(),
+            accept_missing_isolation: false,
             registries: PathBuf::from("/etc/skiff/registries.yaml"),
             shim_exe: PathBuf::from("/proc/self/exe"),
             network: Arc::new(NoNetwork),

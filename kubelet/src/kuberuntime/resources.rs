@@ -4,29 +4,7 @@ use crate::pod::spec;
 use crate::quantity;
 use k8s_cri::v1::{HugepageLimit, LinuxContainerResources};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
-
-/// cpu.cfs_period_us
-pub const PERIOD: i64 = 100_000;
-/// Fewest shares there are.
-const MIN_SHARES: i64 = 2;
-/// Most shares there are.
-const MAX_SHARES: i64 = 262_144;
-
-/// cpu.shares of a request.
-pub fn milli_to_shares(milli: i64) -> i64 {
-    if milli == 0 {
-        return MIN_SHARES;
-    }
-    (milli.saturating_mul(1024) / 1000).clamp(MIN_SHARES, MAX_SHARES)
-}
-
-/// cpu.cfs_quota_us of a limit; 0 for none.
-pub fn milli_to_quota(milli: i64) -> i64 {
-    if milli == 0 {
-        return 0;
-    }
-    (milli.saturating_mul(PERIOD) / 1000).max(1000)
-}
+use skiff_cgroup::cpu::{MIN_SHARES, PERIOD, milli_to_quota, milli_to_shares};
 
 /// Settings of one container.
 pub fn container(pod: &Pod, c: &Container, node_memory: i64) -> LinuxContainerResources {

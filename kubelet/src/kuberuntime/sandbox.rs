@@ -107,7 +107,7 @@ pub fn config(
                 ..LinuxSandboxSecurityContext::default()
             }),
             resources: Some(LinuxContainerResources {
-                cpu_period: resources::PERIOD,
+                cpu_period: skiff_cgroup::cpu::PERIOD,
                 cpu_shares: cgroup.shares,
                 cpu_quota: cgroup.quota,
                 memory_limit_in_bytes: cgroup.memory,

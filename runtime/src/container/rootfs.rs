@@ -345,16 +345,7 @@ fn mount_fs(root: &OwnedFd, m: &MountSpec, fs: &FsMount) -> StepResult<()> {
     Ok(())
 }
 
-/// One cgroup hierarchy of the node: where it shows in the container and what mount(2) needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CgroupMount {
-    /// Name below /sys/fs/cgroup; empty for the single v2 hierarchy.
-    pub name: String,
-    pub fstype: String,
-    pub data: String,
-    /// Other names for it (cpu -> cpu,cpuacct).
-    pub links: Vec<String>,
-}
+pub use skiff_cgroup::CgroupMount;
 
 fn mount_cgroups(
     root: &OwnedFd,

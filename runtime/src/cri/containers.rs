@@ -413,7 +413,7 @@ impl Runtime {
         let resources = c
             .resources()
             .as_ref()
-            .map(Resources::from)
+            .map(cgroup_resources)
             .unwrap_or_default();
         let rules = if record.device_rules_all {
             devices::all_rules()
@@ -587,13 +587,33 @@ impl Runtime {
             blocking(move || {
                 runtime
                     .cgroups
-                    .apply(&cgroup, &Resources::from(&new))
+                    .apply(&cgroup, &cgroup_resources(&new))
                     .map_err(internal(format!("update the cgroup {cgroup}")))
             })
             .await?;
         }
         c.record.lock().resources = Some(encode_pb(&merged));
         c.save().map_err(internal("write the container record"))
+    }
+}
+
+/// What CRI asks of a container's cgroup.
+fn cgroup_resources(r: &v1::LinuxContainerResources) -> Resources {
+    Resources {
+        cpu_shares: r.cpu_shares,
+        cpu_quota: r.cpu_quota,
+        cpu_period: r.cpu_period,
+        memory_limit: r.memory_limit_in_bytes,
+        memory_swap_limit: r.memory_swap_limit_in_bytes,
+        cpuset_cpus: r.cpuset_cpus.clone(),
+        cpuset_mems: r.cpuset_mems.clone(),
+        pids_limit: 0,
+        hugepages: r
+            .hugepage_limits
+            .iter()
+            .map(|h| (h.page_size.clone(), h.limit))
+            .collect(),
+        unified: r.unified.clone().into_iter().collect(),
     }
 }
 

@@ -234,7 +234,10 @@ impl Runtime {
         images: ImageStore,
         cancel: tokio_util::sync::CancellationToken,
     ) -> std::io::Result<Arc<Self>> {
-        let cgroups = Hierarchies::detect()?;
+        let cgroups = Hierarchies {
+            lenient: config.accept_missing_isolation,
+            ..Hierarchies::detect()?
+        };
         for d in ["sandboxes", "containers", "seccomp"] {
             std::fs::create_dir_all(config.state.join(d))?;
         }

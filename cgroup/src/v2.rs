@@ -1,23 +1,8 @@
 //! Owns cgroup v2: which files a resource is written to, and making a cgroup with its controllers enabled.
 
-use super::{Resources, Write};
+use crate::{Resources, Write, cpu};
 use std::io;
 use std::path::Path;
-
-/// CPU shares (2..262144) to weight (1..10000), by the curve that opencontainers/cgroups uses since 0.0.5: it meets
-/// (2, 1), (1024, 100) and (262144, 10000).
-pub fn weight(shares: i64) -> u64 {
-    match shares {
-        0 => 0,
-        s if s <= 2 => 1,
-        s if s >= 262_144 => 10_000,
-        s => {
-            let l = (s as f64).log2();
-            let exponent = (l * l + 125.0 * l) / 612.0 - 7.0 / 34.0;
-            10f64.powf(exponent).ceil() as u64
-        }
-    }
-}
 
 fn max_or(n: i64) -> String {
     if n < 0 { "max".into() } else { n.to_string() }
@@ -38,7 +23,7 @@ pub fn writes(r: &Resources) -> Vec<Write> {
         }
     };
     if r.cpu_shares > 0 {
-        add("cpu.weight", weight(r.cpu_shares).to_string(), false);
+        add("cpu.weight", cpu::weight(r.cpu_shares).to_string(), true);
     }
     if r.cpu_quota != 0 || r.cpu_period != 0 {
         let quota = if r.cpu_quota > 0 {
@@ -51,10 +36,10 @@ pub fn writes(r: &Resources) -> Vec<Write> {
         } else {
             String::new()
         };
-        add("cpu.max", format!("{quota}{period}"), false);
+        add("cpu.max", format!("{quota}{period}"), r.cpu_quota <= 0);
     }
     if r.memory_limit != 0 {
-        add("memory.max", max_or(r.memory_limit), false);
+        add("memory.max", max_or(r.memory_limit), r.memory_limit < 0);
         // The container is one unit: half of it alive after an out-of-memory kill helps nobody (the kubelet's default).
         add("memory.oom.group", "1".into(), true);
     }
@@ -67,7 +52,7 @@ pub fn writes(r: &Resources) -> Vec<Write> {
         add("memory.swap.max", max_or(swap), true);
     }
     if r.pids_limit != 0 {
-        add("pids.max", max_or(r.pids_limit), false);
+        add("pids.max", max_or(r.pids_limit), r.pids_limit < 0);
     }
     if !r.cpuset_cpus.is_empty() {
         add("cpuset.cpus", r.cpuset_cpus.clone(), false);
@@ -76,7 +61,11 @@ pub fn writes(r: &Resources) -> Vec<Write> {
         add("cpuset.mems", r.cpuset_mems.clone(), false);
     }
     for (size, limit) in &r.hugepages {
-        add(&format!("hugetlb.{size}.max"), limit.to_string(), true);
+        add(
+            &format!("hugetlb.{size}.max"),
+            limit.to_string(),
+            *limit == 0,
+        );
     }
     for (file, value) in &r.unified {
         // Keys come over CRI from the kubelet, but a path must still not lead out of the cgroup.
@@ -108,7 +97,7 @@ pub fn create(root: &Path, dir: &Path) -> io::Result<()> {
                 && !enabled.split_whitespace().any(|a| a == c)
             {
                 // One at a time: a controller that cannot be enabled here must not take the others with it.
-                let _ = std::fs::write(at.join("cgroup.subtree_control"), format!("+{c}"));
+                let _ = crate::set(&at.join("cgroup.subtree_control"), &format!("+{c}"));
             }
         }
         at.push(part);
@@ -123,12 +112,6 @@ pub fn create(root: &Path, dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shares_become_weights_on_the_documented_curve() {
-        let got: Vec<u64> = [0, 2, 102, 1024, 2048, 262_144].map(weight).to_vec();
-        assert_eq!(got, [0, 1, 17, 100, 174, 10_000]);
-    }
 
     #[test]
     fn resources_become_v2_writes() {

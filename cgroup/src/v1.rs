@@ -1,6 +1,6 @@
 //! Owns cgroup v1: which files a resource is written to, and making a cgroup. It must not read /proc or decide where.
 
-use super::{Resources, Write};
+use crate::{Resources, Write};
 use std::io;
 use std::path::Path;
 
@@ -16,17 +16,22 @@ pub fn writes(r: &Resources) -> Vec<Write> {
         });
     };
     if r.cpu_shares > 0 {
-        add("cpu", "cpu.shares", r.cpu_shares.max(2).to_string(), false);
+        add("cpu", "cpu.shares", r.cpu_shares.max(2).to_string(), true);
     }
     if r.cpu_period > 0 {
-        add("cpu", "cpu.cfs_period_us", r.cpu_period.to_string(), false);
+        add(
+            "cpu",
+            "cpu.cfs_period_us",
+            r.cpu_period.to_string(),
+            r.cpu_quota <= 0,
+        );
     }
     if r.cpu_quota != 0 {
         add(
             "cpu",
             "cpu.cfs_quota_us",
             r.cpu_quota.max(-1).to_string(),
-            false,
+            r.cpu_quota < 0,
         );
     }
     if r.memory_limit != 0 {
@@ -34,7 +39,7 @@ pub fn writes(r: &Resources) -> Vec<Write> {
             "memory",
             "memory.limit_in_bytes",
             r.memory_limit.max(-1).to_string(),
-            false,
+            r.memory_limit < 0,
         );
     }
     if r.memory_swap_limit != 0 {
@@ -55,7 +60,7 @@ pub fn writes(r: &Resources) -> Vec<Write> {
             } else {
                 r.pids_limit.to_string()
             },
-            false,
+            r.pids_limit < 0,
         );
     }
     if !r.cpuset_cpus.is_empty() {
@@ -69,7 +74,7 @@ pub fn writes(r: &Resources) -> Vec<Write> {
             "hugetlb",
             &format!("hugetlb.{size}.limit_in_bytes"),
             limit.to_string(),
-            true,
+            *limit == 0,
         );
     }
     out
@@ -94,8 +99,8 @@ pub fn create(root: &Path, dir: &Path, cpuset: bool) -> io::Result<()> {
         }
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if std::fs::read_to_string(at.join(file))?.trim().is_empty() {
-                std::fs::write(
-                    at.join(file),
+                crate::set(
+                    &at.join(file),
                     std::fs::read_to_string(parent.join(file))?.trim(),
                 )?;
             }

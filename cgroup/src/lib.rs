@@ -1,12 +1,18 @@
-//! Owns control groups: which hierarchies the machine has, the cgroup of a container in all of them, limits, statistics,
-//! killing and removal. Translation of resources to file writes is pure (`v1`, `v2`). It must not know containers' state.
+//! Owns control groups: which hierarchies the machine has, the cgroup of a container or pod in all of them, limits,
+//! statistics, killing and removal; the only place with their arithmetic. Translation of resources to file writes is pure
+//! (`cpu`, `v1`, `v2`), and so is the question what a machine lacks (`check`). It must not know pods or containers.
 
+pub mod check;
+pub mod cpu;
 pub mod devices;
+mod end;
 pub mod stats;
 pub mod v1;
 pub mod v2;
 
-use crate::sys;
+pub use end::kill_all;
+
+use end::remove_tree;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,6 +31,9 @@ pub struct Hierarchies {
     /// The v2 mount: the only hierarchy, or the empty one beside v1 (hybrid).
     pub v2: Option<PathBuf>,
     pub v1: Vec<V1>,
+    /// The operator accepts a machine that cannot limit devices (see `check`): containers start all the same. Limits of
+    /// CPU, memory and processes that were asked for are never left out.
+    pub lenient: bool,
 }
 
 /// Limits of a cgroup; zero and empty mean "not said", as in CRI.
@@ -47,25 +56,15 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
 }
 
-impl From<&k8s_cri::v1::LinuxContainerResources> for Resources {
-    fn from(r: &k8s_cri::v1::LinuxContainerResources) -> Self {
-        Self {
-            cpu_shares: r.cpu_shares,
-            cpu_quota: r.cpu_quota,
-            cpu_period: r.cpu_period,
-            memory_limit: r.memory_limit_in_bytes,
-            memory_swap_limit: r.memory_swap_limit_in_bytes,
-            cpuset_cpus: r.cpuset_cpus.clone(),
-            cpuset_mems: r.cpuset_mems.clone(),
-            pids_limit: 0,
-            hugepages: r
-                .hugepage_limits
-                .iter()
-                .map(|h| (h.page_size.clone(), h.limit))
-                .collect(),
-            unified: r.unified.clone().into_iter().collect(),
-        }
-    }
+/// One cgroup hierarchy of the node: where it shows in the container and what mount(2) needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupMount {
+    /// Name below /sys/fs/cgroup; empty for the single v2 hierarchy.
+    pub name: String,
+    pub fstype: String,
+    pub data: String,
+    /// Other names for it (cpu -> cpu,cpuacct).
+    pub links: Vec<String>,
 }
 
 /// One write to a control file.
@@ -75,16 +74,21 @@ pub struct Write {
     pub controller: &'static str,
     pub file: String,
     pub value: String,
-    /// A file that some kernels lack: its absence is no error.
+    /// A file that some kernels lack, or a value that limits nothing: its absence is no error.
     pub optional: bool,
 }
 
 impl Hierarchies {
     /// Looks at this machine.
+    ///
+    /// # Errors
+    /// /proc/self/mountinfo cannot be read.
     pub fn detect() -> io::Result<Self> {
-        Ok(Self::parse(&std::fs::read_to_string(
-            "/proc/self/mountinfo",
-        )?))
+        let mut out = Self::parse(&std::fs::read_to_string("/proc/self/mountinfo")?);
+        // Something mounted over a hierarchy hides it, and a directory in its place would take our files in silence.
+        out.v1.retain(|h| is_cgroup(&h.path));
+        out.v2 = out.v2.filter(|p| is_cgroup(p));
+        Ok(out)
     }
 
     /// Reads the text of mountinfo. The last mount at a place wins; only whole hierarchies below /sys/fs/cgroup count.
@@ -258,25 +262,43 @@ impl Hierarchies {
             .map(|p| below(p, cgroup).join("cgroup.kill"))
     }
 
-    /// Sets limits. Fails on the first file that refuses, named.
+    /// Sets limits.
+    ///
+    /// # Errors
+    /// The first file that refuses, named; a limit whose controller this machine does not have: nothing runs with less
+    /// than it was promised.
     pub fn apply(&self, cgroup: &str, r: &Resources) -> io::Result<()> {
         let writes = if self.is_v2() {
             v2::writes(r)
         } else {
             v1::writes(r)
         };
+        if !self.is_v2() && !r.unified.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "cgroup v2 files are asked for, and this machine has cgroup v1",
+            ));
+        }
         for w in writes {
             let Some(dir) = self.dir(w.controller, cgroup) else {
-                continue;
+                if w.optional {
+                    continue;
+                }
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    format!(
+                        "this machine has no cgroup controller for {}={}: the limit cannot be kept",
+                        w.file, w.value
+                    ),
+                ));
             };
             let path = dir.join(&w.file);
-            let result = std::fs::write(&path, &w.value);
-            let result = match result {
+            let result = match set(&path, &w.value) {
                 // v1 keeps memory <= memory+swap at every step; raising both needs the other order.
                 Err(_) if w.file == "memory.limit_in_bytes" && r.memory_limit > 0 => {
                     let both = r.memory_swap_limit.max(r.memory_limit).to_string();
-                    let _ = std::fs::write(dir.join("memory.memsw.limit_in_bytes"), both);
-                    std::fs::write(&path, &w.value)
+                    let _ = set(&dir.join("memory.memsw.limit_in_bytes"), &both);
+                    set(&path, &w.value)
                 }
                 r => r,
             };
@@ -300,16 +322,28 @@ impl Hierarchies {
     }
 
     /// Limits the devices that processes of the cgroup may use.
+    ///
+    /// # Errors
+    /// A file or the kernel refuses; devices cannot be limited on this machine (`check`), unless `lenient`.
     pub fn apply_devices(&self, cgroup: &str, rules: &[devices::Rule]) -> io::Result<()> {
         if self.is_v2() {
             let dir = self.dir("", cgroup).unwrap_or_default();
-            return devices::attach_v2(&dir, rules);
+            return devices::attach_v2(&dir, rules).or_else(|e| match self.lenient {
+                true => Ok(()),
+                false => Err(e),
+            });
         }
         let Some(dir) = self.dir("devices", cgroup) else {
-            return Ok(());
+            if self.lenient || rules.iter().any(|r| r.kind == 'a') {
+                return Ok(());
+            }
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this machine has no cgroup controller for devices",
+            ));
         };
         for (file, value) in devices::writes_v1(rules) {
-            std::fs::write(dir.join(file), &value).map_err(|e| {
+            set(&dir.join(file), &value).map_err(|e| {
                 io::Error::new(
                     e.kind(),
                     format!("write {value:?} to {}: {e}", dir.join(file).display()),
@@ -345,6 +379,9 @@ impl Hierarchies {
     /// Removes the cgroup with everything below it. Busy ones (a process is still dying) are tried again for a second.
     pub fn remove(&self, cgroup: &str) -> io::Result<()> {
         let mut result = Ok(());
+        if cgroup.trim_matches('/').is_empty() {
+            return result;
+        }
         let service = self.service_places();
         for place in self.places().into_iter().chain(service) {
             if let Err(e) = remove_tree(&below(place, cgroup)) {
@@ -355,8 +392,7 @@ impl Hierarchies {
     }
 
     /// How a container's /sys/fs/cgroup is made.
-    pub fn mounts(&self) -> Vec<crate::container::rootfs::CgroupMount> {
-        use crate::container::rootfs::CgroupMount;
+    pub fn mounts(&self) -> Vec<CgroupMount> {
         if self.is_v2() {
             return vec![CgroupMount {
                 name: String::new(),
@@ -406,84 +442,23 @@ impl V1 {
     }
 }
 
+/// Whether a cgroup file system answers at the path, v1 or v2.
+fn is_cgroup(path: &Path) -> bool {
+    const MAGIC: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
+    rustix::fs::statfs(path).is_ok_and(|s| MAGIC.contains(&(s.f_type as i64)))
+}
+
+/// Writes a control file that is there; one that is not is never made.
+pub(crate) fn set(file: &Path, value: &str) -> io::Result<()> {
+    use std::io::Write;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(file)?
+        .write_all(value.as_bytes())
+}
+
 fn below(root: &Path, cgroup: &str) -> PathBuf {
     root.join(cgroup.trim_start_matches('/'))
-}
-
-/// Kills all processes: with cgroup.kill where it exists, else by reading cgroup.procs again until nobody new appears,
-/// with the v1 freezer holding a fork bomb still.
-pub fn kill_all(kill_file: Option<&Path>, procs: &[PathBuf]) {
-    if let Some(f) = kill_file
-        && std::fs::write(f, "1").is_ok()
-    {
-        return;
-    }
-    let freezer = procs
-        .iter()
-        .filter_map(|p| p.parent())
-        .map(|d| d.join("freezer.state"))
-        .find(|f| f.exists());
-    let Some(list) = freezer
-        .as_ref()
-        .and_then(|f| f.parent())
-        .map(|d| d.join("cgroup.procs"))
-        .or_else(|| procs.first().cloned())
-    else {
-        return;
-    };
-    let own = std::process::id() as i32;
-    for _ in 0..64 {
-        if let Some(f) = &freezer {
-            let _ = std::fs::write(f, "FROZEN");
-        }
-        let pids: Vec<i32> = std::fs::read_to_string(&list)
-            .unwrap_or_default()
-            .lines()
-            .filter_map(|l| l.parse().ok())
-            .filter(|p| *p != own && *p > 0)
-            .collect();
-        let hit = pids
-            .iter()
-            .filter(|p| sys::kill(**p, libc::SIGKILL).is_ok())
-            .count();
-        if let Some(f) = &freezer {
-            // Frozen tasks die only after the thaw.
-            let _ = std::fs::write(f, "THAWED");
-        }
-        if hit == 0 || freezer.is_some() {
-            return;
-        }
-    }
-}
-
-/// Removes a cgroup directory and its children, deepest first. Not there is fine.
-fn remove_tree(dir: &Path) -> io::Result<()> {
-    let entries = match std::fs::read_dir(dir) {
-        Ok(e) => e,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    for e in entries.flatten() {
-        if e.file_type().is_ok_and(|t| t.is_dir()) {
-            remove_tree(&e.path())?;
-        }
-    }
-    // v1 has no event for "empty"; a killed process leaves its cgroup within a scheduling round or two.
-    let mut pause = std::time::Duration::from_micros(200);
-    for _ in 0..14 {
-        match std::fs::remove_dir(dir) {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(std::time::Duration::from_millis(250));
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            r => return r,
-        }
-    }
-    Err(io::Error::new(
-        io::ErrorKind::ResourceBusy,
-        format!("{} still holds processes", dir.display()),
-    ))
 }
 
 #[cfg(test)]
@@ -522,6 +497,65 @@ mod tests {
             Path::new("/sys/fs/cgroup/x/memory.events")
         );
         assert_eq!(h.mounts()[0].fstype, "cgroup2");
+    }
+
+    #[test]
+    fn a_limit_whose_controller_is_missing_is_refused_and_nothing_else_is() {
+        let h = Hierarchies::parse(
+            "33 30 0:29 / /sys/fs/cgroup/skiff-no-such-place rw - cgroup cgroup rw,cpuset",
+        );
+        let refused = |r: Resources| h.apply("/a", &r).map_err(|e| e.to_string());
+        let asked = [
+            Resources {
+                memory_limit: 1 << 20,
+                ..Resources::default()
+            },
+            Resources {
+                cpu_quota: 1000,
+                cpu_period: 100_000,
+                ..Resources::default()
+            },
+            Resources {
+                pids_limit: 10,
+                ..Resources::default()
+            },
+            Resources {
+                hugepages: vec![("2MB".into(), 1 << 21)],
+                ..Resources::default()
+            },
+            Resources {
+                unified: [("memory.high".to_string(), "1".to_string())].into(),
+                ..Resources::default()
+            },
+        ];
+        for r in asked {
+            let e = refused(r.clone()).expect_err(&format!("{r:?}"));
+            assert!(e.contains("this machine has"), "{e}");
+        }
+        // A weight and "no limit" are nothing that could be broken.
+        refused(Resources {
+            cpu_shares: 2,
+            cpu_period: 100_000,
+            memory_limit: -1,
+            pids_limit: -1,
+            ..Resources::default()
+        })
+        .unwrap();
+        let devices = h.apply_devices("/a", &devices::default_rules());
+        assert!(devices.unwrap_err().to_string().contains("devices"));
+        h.apply_devices("/a", &devices::all_rules()).unwrap();
+        let lenient = Hierarchies { lenient: true, ..h };
+        lenient
+            .apply_devices("/a", &devices::default_rules())
+            .unwrap();
+    }
+
+    #[test]
+    fn a_control_file_that_is_not_there_is_never_made() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(set(&dir.path().join("memory.max"), "1").is_err());
+        assert!(!dir.path().join("memory.max").exists());
+        assert!(!is_cgroup(dir.path()));
     }
 
     proptest::proptest! {

@@ -1,7 +1,7 @@
 //! Owns reading a cgroup's usage. Parsing is pure; missing files give None, never an error, because a cgroup may go away
 //! between two reads.
 
-use super::Hierarchies;
+use crate::Hierarchies;
 use std::path::Path;
 
 /// Usage of one cgroup.

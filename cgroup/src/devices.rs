@@ -1,7 +1,6 @@
 //! Owns device rules: what a container may open, as v1 lines or as a v2 eBPF program. The program's text is pure data.
 #![allow(unsafe_code)] // bpf(2) has no safe wrapper; two calls at the end of the file.
 
-use crate::sys;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
@@ -146,11 +145,15 @@ pub fn program(rules: &[Rule]) -> Vec<Insn> {
     out
 }
 
-/// Loads the program and attaches it to the cgroup; it stays as long as the cgroup does.
-pub fn attach_v2(cgroup: &Path, rules: &[Rule]) -> io::Result<()> {
-    if rules.iter().any(|r| r.kind == 'a') {
-        return Ok(());
+fn cvt(r: libc::c_long) -> io::Result<libc::c_long> {
+    match r {
+        -1 => Err(io::Error::last_os_error()),
+        r => Ok(r),
     }
+}
+
+/// Hands the program to the kernel, which checks it.
+fn load(rules: &[Rule]) -> io::Result<OwnedFd> {
     let code: Vec<u8> = program(rules)
         .iter()
         .flat_map(|i| {
@@ -163,10 +166,7 @@ pub fn attach_v2(cgroup: &Path, rules: &[Rule]) -> io::Result<()> {
         })
         .collect();
     const PROG_LOAD: i64 = 5;
-    const PROG_ATTACH: i64 = 8;
     const TYPE_CGROUP_DEVICE: u32 = 15;
-    const ATTACH_CGROUP_DEVICE: u32 = 6;
-    const ALLOW_MULTI: u32 = 2;
 
     let mut attr = [0u8; 128];
     attr[0..4].copy_from_slice(&TYPE_CGROUP_DEVICE.to_ne_bytes());
@@ -175,10 +175,26 @@ pub fn attach_v2(cgroup: &Path, rules: &[Rule]) -> io::Result<()> {
     attr[16..24].copy_from_slice(&(c"Apache-2.0".as_ptr() as u64).to_ne_bytes());
     // SAFETY: attr is a zero-padded union bpf_attr whose pointers stay valid during the call.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, attr.as_ptr(), attr.len()) };
-    let fd = sys::cvt(fd)
-        .map_err(|e| io::Error::new(e.kind(), format!("load the device filter: {e}")))?;
+    let fd =
+        cvt(fd).map_err(|e| io::Error::new(e.kind(), format!("load the device filter: {e}")))?;
     // SAFETY: the kernel just returned this descriptor.
-    let program = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Whether the kernel takes device filters at all; nothing is attached.
+pub(crate) fn try_filter() -> io::Result<()> {
+    load(&default_rules()).map(drop)
+}
+
+/// Loads the program and attaches it to the cgroup; it stays as long as the cgroup does.
+pub fn attach_v2(cgroup: &Path, rules: &[Rule]) -> io::Result<()> {
+    if rules.iter().any(|r| r.kind == 'a') {
+        return Ok(());
+    }
+    const PROG_ATTACH: i64 = 8;
+    const ATTACH_CGROUP_DEVICE: u32 = 6;
+    const ALLOW_MULTI: u32 = 2;
+    let program = load(rules)?;
     let dir = std::fs::File::open(cgroup)?;
 
     let mut attr = [0u8; 128];
@@ -188,7 +204,7 @@ pub fn attach_v2(cgroup: &Path, rules: &[Rule]) -> io::Result<()> {
     attr[12..16].copy_from_slice(&ALLOW_MULTI.to_ne_bytes());
     // SAFETY: as above; no pointers in this variant.
     let r = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, attr.as_ptr(), attr.len()) };
-    sys::cvt(r).map(drop).map_err(|e| {
+    cvt(r).map(drop).map_err(|e| {
         io::Error::new(
             e.kind(),
             format!("attach the device filter to {}: {e}", cgroup.display()),
