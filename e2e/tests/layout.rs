@@ -7,6 +7,7 @@ use std::process::Command;
 
 const ALLOWED: &[(&str, &[&str])] = &[
     ("skiff-supervise", &[]),
+    ("skiff-beneath", &[]),
     ("skiff-api", &[]),
     ("skiff-client", &["skiff-api", "skiff-supervise"]),
     ("skiff-apiserver", &["skiff-api", "skiff-supervise"]),
@@ -22,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "skiff-kubelet",
         &[
             "skiff-api",
+            "skiff-beneath",
             "skiff-cgroup",
             "skiff-client",
             "skiff-supervise",
@@ -32,7 +34,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["skiff-api", "skiff-client", "skiff-supervise"],
     ),
     ("skiff-cgroup", &[]),
-    ("skiff-runtime", &["skiff-cgroup", "skiff-supervise"]),
+    (
+        "skiff-runtime",
+        &["skiff-beneath", "skiff-cgroup", "skiff-supervise"],
+    ),
     (
         "skiff",
         &[
