@@ -45,7 +45,7 @@ fn veth(own: &OwnedFd) -> Result<(), crate::netlink::Error> {
     };
     let mut m = Messages::new();
     let (a, b) = (end("probe1", 1), end("probe2", 2));
-    route::add_veth(&mut m, &a, &b, own.as_raw_fd(), 1500, "probe");
+    route::add_veth(&mut m, &a, &b, own.as_raw_fd(), 1500);
     Socket::route()?.send_all(m)
 }
 

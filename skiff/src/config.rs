@@ -1,6 +1,7 @@
 //! The configuration file: YAML whose keys are the server's flags. Owns turning it into arguments that stand before
 //! those of the command line, so that the command line wins; knows no flag by name.
 
+use crate::paths;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -118,23 +119,59 @@ pub fn file_mode(text: &str) -> Result<u32> {
         })
 }
 
-/// The directory in its canonical form, made if it is not there.
+/// The directory in its canonical form, made and marked as Skiff's if it is not there.
 ///
 /// # Errors
-/// It cannot be made or entered.
+/// It cannot be made or entered, or holds something else.
 pub fn data_dir(path: &Path) -> Result<PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
+    let name = || {
+        format!(
+            "data directory {}: give another with --data-dir, or mend its rights",
+            path.display()
+        )
+    };
+    let dir = std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(path)
         .and_then(|()| path.canonicalize())
-        .with_context(|| {
-            format!(
-                "data directory {}: give another with --data-dir, or mend its rights",
-                path.display()
-            )
-        })
+        .with_context(name)?;
+    if is_data_dir(&dir) {
+        return Ok(dir);
+    }
+    // What users put there before the first start, and what a file system of its own brings.
+    let foreign = std::fs::read_dir(&dir)
+        .with_context(name)?
+        .filter_map(|e| Some(e.ok()?.file_name()))
+        .find(|n| {
+            !["agent", "server", "lock", "lost+found"]
+                .iter()
+                .any(|k| n == k)
+        });
+    if let Some(found) = foreign {
+        bail!(
+            "data directory {}: it holds {found:?}, which is none of Skiff's: give an empty or a new directory with --data-dir",
+            dir.display()
+        );
+    }
+    std::fs::write(
+        dir.join(paths::MARKER),
+        "This directory is Skiff's: `skiff reset` empties it.\n",
+    )
+    .with_context(name)?;
+    Ok(dir)
+}
+
+/// Is it a data directory of Skiff's? It is marked as one, or it was in use before there were marks.
+pub fn is_data_dir(dir: &Path) -> bool {
+    let file = |p: &str| {
+        dir.join(p)
+            .symlink_metadata()
+            .is_ok_and(|m| m.file_type().is_file())
+    };
+    file(paths::MARKER)
+        || (file("lock") && (file("server/tls/server-ca.crt") || file("agent/network/node.json")))
 }
 
 #[cfg(test)]

@@ -6,6 +6,12 @@ use std::path::{Path, PathBuf};
 /// The data directory that needs no name of its own.
 pub const DEFAULT: &str = "/var/lib/skiff";
 
+/// The file that makes a directory a data directory.
+pub const MARKER: &str = ".skiff";
+
+/// Everything that a data directory has at its top; `skiff reset` touches nothing else.
+pub const ENTRIES: [&str; 4] = ["server", "agent", "lock", MARKER];
+
 /// `agent/runtime`
 pub fn runtime(data_dir: &Path) -> PathBuf {
     data_dir.join("agent/runtime")

@@ -2,7 +2,7 @@
 
 use crate::cli::ResetArgs;
 use crate::paths;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 
 /// Removes containers, mounts, interfaces, tables, cgroups and state.
 ///
@@ -19,7 +19,17 @@ pub async fn run(args: ResetArgs) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("removing containers needs root: run it again with sudo");
     }
-    let dir = crate::config::data_dir(&args.data_dir)?;
+    let dir = args
+        .data_dir
+        .canonicalize()
+        .with_context(|| args.data_dir.display().to_string())?;
+    if !crate::config::is_data_dir(&dir) {
+        bail!(
+            "{} is no data directory of Skiff's (it has no file {}): nothing is removed",
+            dir.display(),
+            paths::MARKER
+        );
+    }
     let lock =
         std::fs::File::create(dir.join("lock")).with_context(|| dir.display().to_string())?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
@@ -29,14 +39,24 @@ pub async fn run(args: ResetArgs) -> Result<()> {
     if let Err(e) = skiff_runtime::reset(&runtime).await {
         problems.push(format!("containers: {e}"));
     }
+    // The proxy's table is the machine's: it goes with the network that it served.
+    let network_is_ours = skiff_network::pod::owns(&paths::network(&dir));
     if let Err(e) = skiff_network::pod::cleanup(&paths::network(&dir)) {
         problems.push(format!("pod network: {e}"));
     }
-    if let Err(e) = skiff_network::proxy::cleanup("skiff") {
-        problems.push(format!("service proxy: {e}"));
+    match network_is_ours {
+        Ok(false) => {}
+        Ok(true) => {
+            if let Err(e) = skiff_network::proxy::cleanup("skiff") {
+                problems.push(format!("service proxy: {e}"));
+            }
+        }
+        Err(e) => problems.push(format!("pod network: {e}")),
     }
-    if let Err(e) = unmount_below(&dir) {
-        problems.push(format!("mounts: {e}"));
+    for entry in paths::ENTRIES {
+        if let Err(e) = unmount_below(&dir.join(entry)) {
+            problems.push(format!("mounts: {e}"));
+        }
     }
     if problems.is_empty() {
         remove_state(&dir, args.keep_images).context("state")?;
@@ -92,26 +112,35 @@ fn unmount_below(dir: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes what is Skiff's, the mark last: a reset that was cut off can be run again. What others put beside it stays,
+/// and is named.
 fn remove_state(dir: &std::path::Path, keep_images: bool) -> Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if keep_images && path.file_name().is_some_and(|n| n == "agent") {
-            for entry in std::fs::read_dir(&path)? {
-                let p = entry?.path();
-                let name = p
-                    .file_name()
-                    .map(|n| n.to_string_lossy().into_owned())
-                    .unwrap_or_default();
-                if name != "images" && name != "runtime" {
-                    remove(&p)?;
-                }
+    let agent = dir.join("agent");
+    if keep_images && agent.is_dir() {
+        for entry in std::fs::read_dir(&agent)? {
+            let p = entry?.path();
+            if !["images", "runtime"]
+                .iter()
+                .any(|k| p.file_name().is_some_and(|n| n == *k))
+            {
+                remove(&p)?;
             }
-            continue;
         }
-        remove(&path)?;
     }
-    if !keep_images {
+    let kept = |e: &str| keep_images && (e == "agent" || e == paths::MARKER);
+    for entry in paths::ENTRIES.iter().filter(|e| !kept(e)) {
+        remove(&dir.join(entry))?;
+    }
+    if keep_images {
+        return Ok(());
+    }
+    let left: Vec<String> = std::fs::read_dir(dir)?
+        .filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()))
+        .collect();
+    if left.is_empty() {
         let _ = std::fs::remove_dir(dir);
+    } else {
+        println!("left in {}: {}", dir.display(), left.join(", "));
     }
     Ok(())
 }
@@ -133,6 +162,50 @@ fn remove(path: &std::path::Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_skiffs_goes_and_the_rest_stays() {
+        let t = tempfile::tempdir().unwrap();
+        let dir = crate::config::data_dir(&t.path().join("d")).unwrap();
+        for d in ["server/db", "agent/images", "agent/logs", "mine"] {
+            std::fs::create_dir_all(dir.join(d)).unwrap();
+        }
+        std::fs::write(t.path().join("victim"), "v").unwrap();
+        std::os::unix::fs::symlink(t.path(), dir.join("server/db/link")).unwrap();
+        remove_state(&dir, true).unwrap();
+        assert!(dir.join("agent/images").is_dir() && !dir.join("agent/logs").exists());
+        assert!(crate::config::is_data_dir(&dir), "it can be reset again");
+        remove_state(&dir, false).unwrap();
+        assert!(dir.join("mine").is_dir() && !dir.join("agent").exists());
+        assert!(t.path().join("victim").exists(), "links are not followed");
+        assert!(!crate::config::is_data_dir(&dir));
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_none_of_skiffs_is_refused_and_left_alone() {
+        let t = tempfile::tempdir().unwrap();
+        for d in ["server/db", "agent/runtime"] {
+            std::fs::create_dir_all(t.path().join(d)).unwrap();
+        }
+        std::fs::write(t.path().join("agent/mine"), "m").unwrap();
+        for keep_images in [false, true] {
+            let e = run(ResetArgs {
+                data_dir: t.path().into(),
+                keep_images,
+            })
+            .await
+            .unwrap_err();
+            let said = e.to_string();
+            assert!(
+                said.contains("no data directory") || said.contains("root"),
+                "{said}"
+            );
+        }
+        assert!(t.path().join("agent/mine").exists() && !t.path().join("lock").exists());
+        std::fs::write(t.path().join("something"), "s").unwrap();
+        let e = crate::config::data_dir(t.path()).unwrap_err().to_string();
+        assert!(e.contains("something"), "{e}");
+    }
 
     #[test]
     fn only_mounts_below_the_directory_count_and_the_deepest_come_first() {

@@ -159,14 +159,7 @@ pub struct VethEnd<'a> {
 
 /// Adds a veth pair whose peer is made directly inside another namespace. Creating it here and moving it costs ten
 /// times as much, for the move waits for RCU grace periods.
-pub fn add_veth(
-    m: &mut Messages,
-    host: &VethEnd<'_>,
-    peer: &VethEnd<'_>,
-    netns: RawFd,
-    mtu: u32,
-    alias: &str,
-) {
+pub fn add_veth(m: &mut Messages, host: &VethEnd<'_>, peer: &VethEnd<'_>, netns: RawFd, mtu: u32) {
     m.begin(
         format!("adding the veth pair {}", host.name),
         RTM_NEWLINK,
@@ -175,7 +168,6 @@ pub fn add_veth(
         &ifinfo(0, 0, 0),
     );
     veth_end(m, host, mtu);
-    m.attr_str(IFLA_IFALIAS, alias);
     m.nest(IFLA_LINKINFO, |m| {
         m.attr_str(IFLA_INFO_KIND, "veth");
         m.nest(IFLA_INFO_DATA, |m| {
@@ -220,6 +212,18 @@ pub fn set_up(m: &mut Messages, index: u32) {
         &[],
         &ifinfo(index, IFF_UP, IFF_UP),
     );
+}
+
+/// Writes a note on a link, for other processes to read. (The kernel takes no alias with a link's making.)
+pub fn set_alias(m: &mut Messages, index: u32, alias: &str) {
+    m.begin(
+        "writing a link's alias",
+        RTM_NEWLINK,
+        NLM_F_ACK,
+        &[],
+        &ifinfo(index, 0, 0),
+    );
+    m.attr_str(IFLA_IFALIAS, alias);
 }
 
 /// Sets IPv4 settings of a link (see [`devconf`]) without going through /proc/sys.

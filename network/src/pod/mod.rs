@@ -13,7 +13,7 @@ mod rules;
 mod types;
 
 pub use ipam::{Ipam, Record};
-pub use node::cleanup;
+pub use node::{Owner, cleanup, owns};
 pub use node_ip::node_ip;
 pub(crate) use rules::{hairpin, hairpin_set};
 pub use types::{HostPort, Netns, PodError, PodNetworkConfig, Protocol};
@@ -77,6 +77,9 @@ fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
     [0x0a, 0x58, a, b, c, d]
 }
 
+/// Stands in the bridge's alias where a veth's has its sandbox.
+const NODE: &str = "node";
+
 fn alias(sandbox_id: &str, state_dir: &Path) -> String {
     let mut text = format!("{sandbox_id} of {}", state_dir.display());
     let mut end = text.len().min(250);
@@ -100,7 +103,7 @@ impl PodNetwork {
     /// pods that were attached before keep their addresses and ports. Needs CAP_NET_ADMIN.
     ///
     /// # Errors
-    /// When the kernel or the disk refuses.
+    /// When the kernel or the disk refuses, or the network is another state directory's.
     pub fn open(config: PodNetworkConfig) -> Result<Self, PodError> {
         let (Some(gateway), Some(_)) = (config.pod_cidr.nth(1), config.pod_cidr.nth(3)) else {
             return Err(PodError::TooSmall(config.pod_cidr));
@@ -113,6 +116,9 @@ impl PodNetwork {
             0 => node_ip::default_mtu(&mut route)?.unwrap_or(1500),
             mtu => mtu,
         };
+        if let Owner::Another(alias) = node::owner(&mut route, &config.bridge, &config.state_dir)? {
+            return Err(PodError::Taken(config.bridge, alias));
+        }
         enable_forwarding(&config)?;
 
         sweep(&mut route)?;
@@ -121,6 +127,7 @@ impl PodNetwork {
         route.send_all(m)?;
         let index = route.index(&config.bridge)?;
         let mut m = Messages::new();
+        route::set_alias(&mut m, index, &alias(NODE, &config.state_dir));
         route::no_ipv6_addresses(&mut m, index);
         route::add_address(&mut m, index, gateway, 32);
         route::set_up(&mut m, index);
@@ -370,7 +377,7 @@ impl Inner {
             let alias = alias(id, &self.config.state_dir);
             let make = |state: &mut State| {
                 let mut m = Messages::new();
-                route::add_veth(&mut m, &host, &pod, netns.as_raw_fd(), self.mtu, &alias);
+                route::add_veth(&mut m, &host, &pod, netns.as_raw_fd(), self.mtu);
                 state.route.send_all(m)
             };
             match make(&mut state) {
@@ -385,6 +392,7 @@ impl Inner {
             }
             let index = state.route.index(&name)?;
             let mut m = Messages::new();
+            route::set_alias(&mut m, index, &alias);
             route::no_ipv6_addresses(&mut m, index);
             route::set_conf(
                 &mut m,

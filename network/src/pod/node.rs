@@ -1,7 +1,7 @@
 //! What the pod network changes on the node beside pods, what it remembers of that, and how it is undone. Owns
 //! `node.json` and net.ipv4.ip_forward.
 
-use super::{Ipam, PodError, PodNetworkConfig, host_link_name};
+use super::{Ipam, PodError, PodNetworkConfig};
 use crate::Cidr;
 use crate::netlink::route;
 use crate::netlink::{Messages, Socket};
@@ -57,8 +57,45 @@ fn read_node_state(state_dir: &Path) -> Option<NodeState> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Removes what a [`PodNetwork`] of this state directory made, from another process (`skiff reset`). A directory
-/// without state is no error.
+/// Whose the pod network of this network namespace is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// This state directory's, or that of a version that wrote no alias.
+    Us,
+    /// There is none.
+    Nobody,
+    /// Another's: the bridge's alias.
+    Another(String),
+}
+
+pub(super) fn owner(
+    socket: &mut Socket,
+    bridge: &str,
+    state_dir: &Path,
+) -> Result<Owner, PodError> {
+    let found = socket.links()?.into_iter().find(|l| l.name == bridge);
+    Ok(match found.map(|l| l.alias.unwrap_or_default()) {
+        None => Owner::Nobody,
+        Some(a) if a.is_empty() || a == super::alias(super::NODE, state_dir) => Owner::Us,
+        Some(a) => Owner::Another(a),
+    })
+}
+
+/// Is the network of this namespace one that this state directory made? What it shares with others there (bridge,
+/// routes, tables) may be removed then. False when the directory knows of none.
+///
+/// # Errors
+/// The kernel does not list its links.
+pub fn owns(state_dir: &Path) -> Result<bool, PodError> {
+    let Some(node) = read_node_state(state_dir) else {
+        return Ok(false);
+    };
+    let owner = owner(&mut Socket::route()?, &node.config.bridge, state_dir)?;
+    Ok(!matches!(owner, Owner::Another(_)))
+}
+
+/// Removes what a [`super::PodNetwork`] of this state directory made, from another process (`skiff reset`). A directory
+/// without state is no error. What belongs to another directory's network stays.
 ///
 /// # Errors
 /// The first refusal; the rest is removed all the same.
@@ -68,43 +105,64 @@ pub fn cleanup(state_dir: &Path) -> Result<(), PodError> {
     };
     let config = &node.config;
     let mut socket = Socket::route()?;
+    let all = !matches!(
+        owner(&mut socket, &config.bridge, state_dir)?,
+        Owner::Another(_)
+    );
     let mut first_error = None;
     let mut note = |r: Result<(), PodError>| {
         if let Err(e) = r {
             first_error.get_or_insert(e);
         }
     };
-    note(sweep(&mut socket));
-    let ours = format!(" of {}", state_dir.display());
-    let mut names: Vec<String> = Ipam::open(state_dir, config.pod_cidr)?
+    // Names are made from ids that another directory could have too: the alias says whose a link is. One without was
+    // cut off while it was made, or is an older version's.
+    let recorded: Vec<(String, String)> = Ipam::open(state_dir, config.pod_cidr)?
         .records()
-        .map(|(id, _)| host_link_name(id))
+        .map(|(id, _)| (super::host_link_name(id), super::alias(id, state_dir)))
         .collect();
-    names.extend(
-        socket
-            .links()?
-            .into_iter()
-            .filter(|l| l.alias.as_deref().is_some_and(|a| a.ends_with(&ours)))
-            .map(|l| l.name),
-    );
-    names.push(config.bridge.clone());
+    let ours = |l: &route::Link| {
+        recorded.iter().any(
+            |(name, alias)| match l.alias.as_deref().unwrap_or_default() {
+                "" => *name == l.name,
+                a => a == alias,
+            },
+        )
+    };
+    let suffix = format!(" of {}", state_dir.display());
+    let mut names: Vec<String> = socket
+        .links()?
+        .into_iter()
+        .filter(|l| {
+            l.name != config.bridge
+                && (ours(l) || l.alias.as_deref().is_some_and(|a| a.ends_with(&suffix)))
+        })
+        .map(|l| l.name)
+        .collect();
+    if all {
+        note(sweep(&mut socket));
+        names.push(config.bridge.clone());
+    }
     for name in names {
         let mut m = Messages::new();
         route::delete_link(&mut m, &name);
         note(socket.send_all(m).map_err(PodError::from));
     }
-    let mut m = Messages::new();
-    route::delete_route(&mut m, config.pod_cidr.address(), config.pod_cidr.prefix());
-    note(socket.send_all(m).map_err(PodError::from));
-    note(
-        Socket::netfilter()
-            .and_then(|mut nft| nft.remove_table(&config.table))
-            .map_err(PodError::from),
-    );
-    if let Some(was) = &node.ip_forward_was {
+    if all {
+        let mut m = Messages::new();
+        route::delete_route(&mut m, config.pod_cidr.address(), config.pod_cidr.prefix());
+        note(socket.send_all(m).map_err(PodError::from));
         note(
-            std::fs::write(IP_FORWARD, was).map_err(|e| PodError::Sysctl("net.ipv4.ip_forward", e)),
+            Socket::netfilter()
+                .and_then(|mut nft| nft.remove_table(&config.table))
+                .map_err(PodError::from),
         );
+        if let Some(was) = &node.ip_forward_was {
+            note(
+                std::fs::write(IP_FORWARD, was)
+                    .map_err(|e| PodError::Sysctl("net.ipv4.ip_forward", e)),
+            );
+        }
     }
     match first_error {
         Some(e) => Err(e),

@@ -36,6 +36,11 @@ pub enum PodError {
         "the address {0} is another pod's, or not of the pod network {1}; delete the pod, and it is made anew"
     )]
     Foreign(Ipv4Addr, Cidr),
+    /// The network of this machine (or namespace) is another data directory's.
+    #[error(
+        "the pod network of this machine ({0}) is {1:?}; end that server and run `skiff reset` for its data directory first"
+    )]
+    Taken(String, String),
     /// Something of ours has been taken away.
     #[error(
         "{0} is gone: somebody has removed it; restart the server to set the pod network up again"

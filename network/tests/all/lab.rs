@@ -113,7 +113,7 @@ impl Lab {
                     mac: [2, 0, 0, 0, 0, 2],
                 },
             );
-            route::add_veth(&mut m, &a, &b, outside.as_raw_fd(), 1500, "outer");
+            route::add_veth(&mut m, &a, &b, outside.as_raw_fd(), 1500);
             s.send_all(m).expect("veth");
             let index = s.index("eth0").expect("eth0");
             let mut m = Messages::new();

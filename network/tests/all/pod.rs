@@ -367,6 +367,52 @@ fn cleanup_leaves_no_link_table_address_route_or_setting() {
 }
 
 #[test]
+fn a_network_that_another_directory_made_is_neither_taken_nor_removed() {
+    let Some(lab) = Lab::new() else { return };
+    lab.run(|lab| async move {
+        let network = lab.pod_network();
+        let a = lab.pod_netns();
+        network
+            .attach("a", a.try_clone().unwrap(), &[])
+            .await
+            .expect("attach");
+        // Another data directory with the same pod's id, and a record of a network of its own.
+        let mine = lab.config();
+        let other = skiff_network::PodNetworkConfig {
+            state_dir: mine.state_dir.with_file_name("other"),
+            ..mine.clone()
+        };
+        std::fs::create_dir_all(&other.state_dir).unwrap();
+        for entry in std::fs::read_dir(&mine.state_dir).unwrap().flatten() {
+            if entry.file_type().unwrap().is_file() {
+                std::fs::copy(entry.path(), other.state_dir.join(entry.file_name())).unwrap();
+            }
+        }
+        let Err(refused) = PodNetwork::open(other.clone()) else {
+            panic!("the other directory took the network");
+        };
+        let said = refused.to_string();
+        assert!(
+            said.contains("skiff reset") && said.contains(&mine.state_dir.display().to_string()),
+            "{said}"
+        );
+        assert!(!pod::owns(&other.state_dir).unwrap());
+        assert!(pod::owns(&mine.state_dir).unwrap());
+        pod::cleanup(&other.state_dir).expect("cleanup of the other");
+        assert!(!other.state_dir.exists());
+        ping(&a, "10.42.0.1");
+        assert!(
+            Socket::netfilter()
+                .unwrap()
+                .table("skiff-pods")
+                .unwrap()
+                .is_some()
+        );
+        network.cleanup().await.expect("cleanup");
+    });
+}
+
+#[test]
 fn a_pod_can_neither_reach_the_nodes_loopback_nor_send_from_a_foreign_address() {
     let Some(lab) = Lab::new() else { return };
     lab.run(|lab| async move {
