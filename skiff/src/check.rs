@@ -45,11 +45,7 @@ pub fn look(data_dir: &Path) -> Vec<Finding> {
         &read("/proc/filesystems"),
         module("overlay"),
     ));
-    out.push(cgroups(
-        &read("/proc/self/mountinfo"),
-        &read("/sys/fs/cgroup/cgroup.controllers"),
-    ));
-    out.push(seccomp(&read("/proc/self/status")));
+    out.extend(isolation());
     out.extend(skiff_network::probe::probe().into_iter().map(|f| {
         finding(
             f.what,
@@ -137,45 +133,48 @@ fn filesystem(name: &str, filesystems: &str, module: Option<bool>) -> Finding {
     )
 }
 
-fn cgroups(mountinfo: &str, controllers: &str) -> Finding {
-    let wanted = ["cpu", "cpuset", "memory", "pids"];
-    let v1: Vec<&str> = wanted
-        .into_iter()
-        .filter(|c| {
-            mountinfo.lines().any(|l| {
-                let Some((_, after)) = l.split_once(" - ") else {
-                    return false;
-                };
-                after.starts_with("cgroup ") && after.split([' ', ',']).any(|o| o == *c)
-            })
+/// What holds containers back: without one of these they run all the same, with more than they were given, so a server
+/// does not start in silence.
+pub fn isolation() -> Vec<Finding> {
+    let mut out = match skiff_cgroup::check::look() {
+        Ok(facts) => cgroups(&facts),
+        Err(e) => vec![finding(
+            "cgroups",
+            State::Missing(format!(
+                "/proc/self/mountinfo cannot be read ({e}): mount /proc"
+            )),
+        )],
+    };
+    out.push(seccomp(&read("/proc/self/status")));
+    out
+}
+
+/// The reason not to start on a machine that cannot hold containers back; None where it can.
+pub fn refusal(findings: &[Finding]) -> Option<String> {
+    let missing: Vec<String> = findings
+        .iter()
+        .filter_map(|f| match &f.state {
+            State::Missing(t) => Some(format!("{}: {t}", f.what)),
+            _ => None,
         })
         .collect();
-    let state = if !controllers.trim().is_empty() {
-        let lacking: Vec<&str> = wanted
-            .into_iter()
-            .filter(|c| !controllers.split_whitespace().any(|h| h == *c))
-            .collect();
-        if lacking.is_empty() {
-            State::Good("v2".into())
+    (!missing.is_empty()).then(|| missing.join("; "))
+}
+
+fn cgroups(facts: &skiff_cgroup::check::Facts) -> Vec<Finding> {
+    let lacks = skiff_cgroup::check::lacks(facts);
+    if lacks.is_empty() {
+        let version = if facts.hierarchies.is_v2() {
+            "v2"
         } else {
-            State::Less(format!(
-                "v2 without {}: limits of these are not kept; boot with cgroup_enable={}",
-                lacking.join(", "),
-                lacking.join(" cgroup_enable=")
-            ))
-        }
-    } else if v1.len() == wanted.len() {
-        State::Good("v1".into())
-    } else if v1.is_empty() {
-        State::Missing("no controllers are mounted: mount -t cgroup2 none /sys/fs/cgroup".into())
-    } else {
-        let lacking: Vec<&str> = wanted.into_iter().filter(|c| !v1.contains(c)).collect();
-        State::Less(format!(
-            "v1 without {}: limits of these are not kept",
-            lacking.join(", ")
-        ))
-    };
-    finding("cgroups", state)
+            "v1"
+        };
+        return vec![finding("cgroups", State::Good(version.into()))];
+    }
+    lacks
+        .into_iter()
+        .map(|l| finding(&l.what, State::Missing(format!("{}; {}", l.effect, l.mend))))
+        .collect()
 }
 
 fn seccomp(status: &str) -> Finding {
@@ -187,7 +186,9 @@ fn seccomp(status: &str) -> Finding {
         {
             State::Good("yes".into())
         } else {
-            State::Less("the kernel has no seccomp filters: containers run without them".into())
+            State::Missing(
+                "containers make every system call; use a kernel with CONFIG_SECCOMP_FILTER".into(),
+            )
         },
     )
 }
@@ -271,18 +272,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cgroups_are_told_apart() {
-        let v1 = "1 2 0:3 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n1 2 0:4 / /c rw - cgroup cgroup rw,memory\n\
-                  1 2 0:4 / /c rw - cgroup cgroup rw,cpuset\n1 2 0:4 / /c rw - cgroup cgroup rw,pids\n";
-        assert_eq!(cgroups(v1, "").state, State::Good("v1".into()));
-        assert_eq!(
-            cgroups("", "cpuset cpu io memory pids\n").state,
-            State::Good("v2".into())
-        );
+    fn whatever_isolation_is_missing_is_a_reason_not_to_start() {
+        let v1: String = ["cpu", "memory", "devices", "pids"]
+            .iter()
+            .enumerate()
+            .map(|(n, c)| format!("{n} 2 0:{n} / /sys/fs/cgroup/{c} rw - cgroup cgroup rw,{c}\n"))
+            .collect();
+        let of = |mountinfo: &str| {
+            cgroups(&skiff_cgroup::check::Facts {
+                hierarchies: skiff_cgroup::Hierarchies::parse(mountinfo),
+                ..Default::default()
+            })
+        };
+        assert_eq!(of(&v1), [finding("cgroups", State::Good("v1".into()))]);
+        assert_eq!(refusal(&of(&v1)), None);
+        let why = refusal(&of(&v1.replace("rw,memory", "rw,x"))).unwrap();
+        assert!(why.contains("memory") && !why.contains("pids"), "{why}");
+        assert!(refusal(&of("")).unwrap().contains("mount -t cgroup2"));
         assert!(
-            matches!(cgroups("", "cpu cpuset pids").state, State::Less(t) if t.contains("cgroup_enable=memory"))
+            refusal(&[seccomp("Name:\tx\n")])
+                .unwrap()
+                .contains("seccomp")
         );
-        assert!(matches!(cgroups("", "").state, State::Missing(_)));
+        assert_eq!(refusal(&[seccomp("Seccomp:\t0\n")]), None);
     }
 
     #[test]

@@ -113,6 +113,9 @@ pub struct ServerArgs {
     /// Run no containers here: control plane only
     #[arg(long)]
     pub disable_agent: bool,
+    /// Start although this machine lacks cgroup controllers or seccomp: containers then get more than they were given
+    #[arg(long)]
+    pub allow_missing_isolation: bool,
     /// Secret that agents join with [default: one made at the first start]
     #[arg(short, long, env = "SKIFF_TOKEN", hide_env_values = true)]
     pub token: Option<String>,

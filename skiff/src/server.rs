@@ -39,6 +39,9 @@ pub async fn run(args: ServerArgs) -> Result<()> {
         }
     }
     let mode = config::file_mode(&args.write_kubeconfig_mode)?;
+    if !args.disable_agent {
+        holds_containers_back(args.allow_missing_isolation)?;
+    }
     let (cluster_cidr, service_cidr, dns) = networks(&args)?;
     let node_name = node_name(&args)?;
     let dir = config::data_dir(&args.data_dir)?;
@@ -197,6 +200,20 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     match supervisor.failure() {
         Some(why) => bail!("{why}"),
         None => Ok(()),
+    }
+}
+
+/// Refuses a machine on which containers would run with more than they were given.
+fn holds_containers_back(allow_missing: bool) -> Result<()> {
+    match crate::check::refusal(&crate::check::isolation()) {
+        None => Ok(()),
+        Some(why) if allow_missing => {
+            tracing::warn!("--allow-missing-isolation: {why}");
+            Ok(())
+        }
+        Some(why) => bail!(
+            "this machine cannot hold containers back: {why} (--allow-missing-isolation starts all the same)"
+        ),
     }
 }
 

@@ -252,6 +252,16 @@ fn refused_starts() -> Result<()> {
         ]);
     let root = run(&mut nobody)?;
     ensure!(root.contains("root"), "{root}");
+    // `ip netns exec` gives a /sys of its own, without the cgroup mounts.
+    let bare = run(Command::new("ip")
+        .args(["netns", "exec", &c.netns])
+        .arg(skiff()?)
+        .args(["server", "--config", "/dev/null", "--data-dir"])
+        .arg(&c.data_dir))?;
+    ensure!(
+        bare.contains("cgroups") && bare.contains("--allow-missing-isolation"),
+        "{bare}"
+    );
     let flag = run(base()?
         .args(["--disable", "nonsense"])
         .arg("--data-dir")
