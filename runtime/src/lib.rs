@@ -25,7 +25,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::UnixListener;
@@ -187,24 +186,34 @@ impl Running {
     }
 }
 
-/// Binds a Unix socket whose path may be longer than the 108 bytes of sockaddr_un.
+/// The CRI socket: for this user alone, and never open to others, not even for a moment.
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
     let dir = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(dir)?;
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
+    if !dir.exists() {
+        state::private_dir(dir)?;
     }
-    let held = std::fs::File::open(dir)?;
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let listener = UnixListener::bind(
-        Path::new("/proc/self/fd")
-            .join(held.as_raw_fd().to_string())
-            .join(name),
-    )?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let listener = shim::socket::listen(path)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// The connections of this process's own user; whoever else got hold of the socket is turned away.
+fn own_connections(
+    listener: UnixListener,
+) -> impl tokio_stream::Stream<Item = io::Result<tokio::net::UnixStream>> {
+    use futures::StreamExt;
+    tokio_stream::wrappers::UnixListenerStream::new(listener).filter_map(|s| {
+        std::future::ready(match s {
+            Ok(s) => match shim::socket::check_peer(&s) {
+                Ok(()) => Some(Ok(s)),
+                Err(e) => {
+                    tracing::warn!(error = %e, "a connection to the CRI socket is refused");
+                    None
+                }
+            },
+            Err(e) => Some(Err(e)),
+        })
+    })
 }
 
 /// Adopts what runs and starts to answer. Returns when the socket takes calls; stops when cancelled, leaving
@@ -213,7 +222,7 @@ pub async fn start(config: Config, cancel: CancellationToken) -> Result<Running,
     let images = config.images.clone();
     let registries_file = config.registries.clone();
     let (store, registries) = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&images).map_err(io_error(format!("make {}", images.display())))?;
+        state::private_dir(&images).map_err(io_error(format!("make {}", images.display())))?;
         Ok::<_, Error>((
             ImageStore::open(&images)?,
             Registries::load(&registries_file)?,
@@ -249,10 +258,9 @@ pub async fn start(config: Config, cancel: CancellationToken) -> Result<Running,
                 .max_encoding_message_size(limit),
         )
         .add_service(ImageServiceServer::new(image_service).max_decoding_message_size(limit))
-        .serve_with_incoming_shutdown(
-            tokio_stream::wrappers::UnixListenerStream::new(listener),
-            async move { cancel.cancelled().await },
-        );
+        .serve_with_incoming_shutdown(own_connections(listener), async move {
+            cancel.cancelled().await
+        });
     let task = tokio::spawn(async move {
         // Calls under way get a moment; a client that keeps its connection open must not keep the socket open.
         let late = async {
@@ -278,21 +286,6 @@ pub fn shim_main(args: &[OsString]) -> ! {
     shim::main(args)
 }
 
-/// Kills the shim of a sandbox directory, found by its command line: its pid may be stale, its socket does not answer.
-fn kill_shim(dir: &Path) {
-    use std::os::unix::ffi::OsStrExt;
-    let mut wanted = b"skiff\0shim\0".to_vec();
-    wanted.extend_from_slice(dir.as_os_str().as_bytes());
-    wanted.push(0);
-    for e in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        if let Some(pid) = e.file_name().to_str().and_then(|n| n.parse::<i32>().ok())
-            && std::fs::read(e.path().join("cmdline")).is_ok_and(|c| c == wanted)
-        {
-            let _ = sys::kill(pid, libc::SIGKILL);
-        }
-    }
-}
-
 /// Ends every shim and container of this data directory and removes their mounts, cgroups and records. Images stay
 /// unless the caller removes the directory. The server must not be running.
 pub async fn reset(config: &Config) -> Result<(), Error> {
@@ -301,14 +294,9 @@ pub async fn reset(config: &Config) -> Result<(), Error> {
         for e in entries.flatten() {
             let dir = e.path();
             let shim = shim::client::Shim::at(&dir);
-            let limit = std::time::Duration::from_secs(10);
-            match tokio::time::timeout(limit, shim.shutdown()).await {
-                Ok(Ok(())) => {}
-                // Its containers die with it (parent-death signal).
-                answer => {
-                    tracing::warn!(dir = %dir.display(), ?answer, "a shim does not end in order and is killed");
-                    kill_shim(&dir);
-                }
+            if let Err(e) = shim.shutdown().await {
+                tracing::warn!(dir = %dir.display(), error = %e, "a shim does not end in order and is killed");
+                shim.kill_process();
             }
             sys::umount_detach(&dir.join("shm"))
                 .map_err(io_error(format!("unmount {}", dir.join("shm").display())))?;

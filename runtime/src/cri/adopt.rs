@@ -2,20 +2,22 @@
 //! removed if it never came to be. The rule for every step elsewhere: a kill at any moment leaves a state that this
 //! file brings back in order.
 
+use super::sandbox::Listening;
 use super::{
-    Container, ContainerRecord, ContainerState, Phase, Runtime, Sandbox, SandboxRecord, containers,
-    sandbox,
+    Container, ContainerRecord, ContainerState, Phase, Runtime, Sandbox, SandboxRecord, blocking,
+    containers, internal, sandbox,
 };
 use crate::PodNetworkStatus;
 use crate::container::spec::Started;
-use crate::shim::client::Shim;
+use crate::shim::client::{Shim, ShimError};
 use crate::shim::protocol::Held;
 use crate::{state, sys};
 use k8s_cri::v1;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 fn subdirs(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     let mut out = Vec::new();
@@ -28,9 +30,63 @@ fn subdirs(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(out)
 }
 
+/// What became of a sandbox's shim.
+enum Found {
+    Lives(Listening, Vec<Held>),
+    /// It was to end already.
+    ToEnd,
+    Gone,
+}
+
+/// Looks for the shim of a sandbox on record. It returns soon, also when the shim is stuck: the start of a server must not
+/// wait for one pod.
+async fn find_shim(s: &Arc<Sandbox>) -> Found {
+    let ready = s.state.lock().phase == Phase::Ready;
+    let mut subscription = match s.shim.subscribe().await {
+        Ok(subscription) => subscription,
+        Err(ShimError::Stuck(_)) if lives(s).await => {
+            return if ready {
+                Found::Lives(Listening::NotYet, Vec::new())
+            } else {
+                Found::ToEnd
+            };
+        }
+        Err(_) => return Found::Gone,
+    };
+    if !ready {
+        return Found::ToEnd;
+    }
+    match subscription.answer_soon().await {
+        Ok((pid, held)) => {
+            s.state.lock().pid = pid;
+            Found::Lives(Listening::Answered(subscription.events()), held)
+        }
+        // A child of a dead shim can hold the socket open without ever answering.
+        Err(ShimError::Stuck(_)) if lives(s).await => {
+            tracing::warn!(sandbox = %s.id, "the sandbox's shim does not answer; its containers are taken over as they were");
+            Found::Lives(Listening::Asked(subscription), Vec::new())
+        }
+        Err(_) => Found::Gone,
+    }
+}
+
+/// Whether the shim's process is there; notes its pid.
+async fn lives(s: &Arc<Sandbox>) -> bool {
+    let shim = s.shim.clone();
+    let found = tokio::task::spawn_blocking(move || shim.processes()).await;
+    let pid = found.unwrap_or_default().first().copied();
+    if let Some(pid) = pid {
+        s.state.lock().pid = pid;
+    }
+    pid.is_some()
+}
+
 pub(super) async fn adopt(runtime: &Arc<Runtime>) -> io::Result<()> {
     let mut live = Vec::new();
+    // Containers that a shim says it holds; None for shims that have not said anything.
     let mut held: HashMap<String, Held> = HashMap::new();
+    let mut silent: HashSet<String> = HashSet::new();
+    let mut records = Vec::new();
     for (id, dir) in subdirs(&runtime.config.state.join("sandboxes"))? {
         let record = state::read_json::<SandboxRecord>(&dir.join("sandbox.json")).unwrap_or_else(|e| {
             tracing::warn!(sandbox = %id, error = %e, "unreadable sandbox record: the sandbox is removed");
@@ -39,26 +95,39 @@ pub(super) async fn adopt(runtime: &Arc<Runtime>) -> io::Result<()> {
         let s = record
             .and_then(|r| Sandbox::from_record(r, &dir))
             .map(Arc::new);
-        let Some(s) = s.filter(|s| s.state.lock().phase != Phase::Creating) else {
-            discard(runtime, &dir).await;
-            continue;
-        };
+        match s {
+            Some(s) if s.state.lock().phase != Phase::Creating => records.push(s),
+            s => discard(runtime, &dir, s).await,
+        }
+    }
+    let found = futures::future::join_all(records.iter().map(find_shim)).await;
+    for (s, found) in records.into_iter().zip(found) {
         let was_ready = s.state.lock().phase == Phase::Ready;
-        match (was_ready, s.shim.subscribe().await) {
-            (true, Ok((pid, containers, events))) => {
-                s.state.lock().pid = pid;
+        match found {
+            Found::Lives(listening, containers) => {
                 // Its maker may have been killed before it did this.
-                runtime.place_shim(pid);
-                held.extend(containers.into_iter().map(|h| (h.id.clone(), h)));
-                live.push((s.clone(), events));
-            }
-            (_, answer) => {
-                if answer.is_ok() {
-                    // Killed in the middle of a stop.
-                    let _ = s.shim.shutdown().await;
+                runtime.place_shim(s.state.lock().pid);
+                if !matches!(listening, Listening::Answered(_)) {
+                    silent.insert(s.id.clone());
                 }
+                held.extend(containers.into_iter().map(|h| (h.id.clone(), h)));
+                live.push((s.clone(), listening));
+            }
+            // Killed in the middle of a stop, which is brought to its end; whoever asks for it again waits.
+            Found::ToEnd => {
+                let (runtime, s) = (runtime.clone(), s.clone());
+                let alone = s.lock.clone().write_owned().await;
+                let end = async move {
+                    if let Err(e) = runtime.stop_alone(&s).await {
+                        tracing::warn!(sandbox = %s.id, error = %e, "a sandbox does not end");
+                    }
+                    drop(alone);
+                };
+                soon(end).await;
+            }
+            Found::Gone => {
                 s.state.lock().phase = Phase::Stopped;
-                let _ = sys::umount_detach(&dir.join("shm"));
+                let _ = sys::umount_detach(&s.dir.join("shm"));
                 if was_ready {
                     let _ = s.save();
                     let _ = runtime
@@ -92,34 +161,45 @@ pub(super) async fn adopt(runtime: &Arc<Runtime>) -> io::Result<()> {
         }
     }
     for (id, dir) in subdirs(&runtime.config.state.join("containers"))? {
-        if let Err(why) = adopt_container(runtime, &id, &dir, &held) {
+        if let Err(why) = adopt_container(runtime, &id, &dir, &held, &silent) {
             tracing::warn!(container = %id, why, "container record removed");
             runtime.clean_container(&id);
         }
     }
     clean_leftovers(runtime)?;
     // Only now may ends be told: every container has its place.
-    for (s, events) in live {
-        runtime.watch(&s, events);
+    for (s, listening) in live {
+        runtime.watch(&s, listening);
     }
     Ok(())
 }
 
+/// Waits a moment for the work; what takes longer goes on by itself.
+async fn soon(work: impl Future<Output = ()> + Send + 'static) {
+    let _ = tokio::time::timeout(Duration::from_secs(1), tokio::spawn(work)).await;
+}
+
 /// Removes a sandbox that never became ready, or whose record cannot be read.
-async fn discard(runtime: &Arc<Runtime>, dir: &Path) {
-    let _ = Shim::at(dir).shutdown().await;
-    if let Ok(Some(r)) = state::read_json::<SandboxRecord>(&dir.join("sandbox.json"))
-        && let Some(s) = Sandbox::from_record(r, dir)
-    {
-        let _ = runtime
-            .config
-            .network
-            .detach(runtime.network_request(&s))
-            .await;
-    }
-    if let Err(e) = sandbox::remove_files(dir) {
-        tracing::warn!(path = %dir.display(), error = %e, "cannot remove a half-made sandbox");
-    }
+async fn discard(runtime: &Arc<Runtime>, dir: &Path, known: Option<Arc<Sandbox>>) {
+    let (runtime, dir) = (runtime.clone(), dir.to_path_buf());
+    soon(async move {
+        let gone = match known {
+            Some(s) => runtime.discard(&s).await,
+            None => {
+                let shim = Shim::at(&dir);
+                if shim.shutdown().await.is_err() {
+                    let shim = shim.clone();
+                    let _ = tokio::task::spawn_blocking(move || shim.kill_process()).await;
+                }
+                let dir = dir.clone();
+                blocking(move || sandbox::remove_files(&dir).map_err(internal("remove it"))).await
+            }
+        };
+        if let Err(e) = gone {
+            tracing::warn!(path = %dir.display(), error = %e, "cannot remove a half-made sandbox");
+        }
+    })
+    .await;
 }
 
 fn adopt_container(
@@ -127,6 +207,7 @@ fn adopt_container(
     id: &str,
     dir: &Path,
     held: &HashMap<String, Held>,
+    silent: &HashSet<String>,
 ) -> Result<(), String> {
     let text = |e: io::Error| e.to_string();
     let record: ContainerRecord = state::read_json(&dir.join("container.json"))
@@ -152,7 +233,8 @@ fn adopt_container(
         }
         (None, Some(s)) => {
             (now.pid, now.started_at) = (s.pid, s.started_at);
-            if exited.is_none() {
+            // A shim that is stuck tells the end later, if there was one.
+            if exited.is_none() && !silent.contains(&record.sandbox_id) {
                 let e = crate::shim::unknown_exit(sys::now_ns());
                 let _ = state::write_json(&dir.join("exit.json"), &e);
                 exited = Some(e);

@@ -2,8 +2,8 @@
 //! the kernel happens at start, as with containerd, so that its errors reach the user as StartContainer's.
 
 use super::{
-    Container, ContainerRecord, ContainerState, Phase, Reservation, Runtime, Sandbox, blocking,
-    decode_pb, encode_pb, internal, stats,
+    Container, ContainerRecord, ContainerState, Reservation, Runtime, Sandbox, blocking, decode_pb,
+    encode_pb, internal, stats,
 };
 use crate::cgroup::{Resources, devices};
 use crate::container::build::{self, Inputs, SeccompWish};
@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 
 /// containerd's exit code and reason for a container whose process never ran.
@@ -85,10 +86,7 @@ fn read_user_files(root: &OwnedFd) -> Result<(String, String), Status> {
 
 fn make_dir(p: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(p)?;
+    std::fs::DirBuilder::new().mode(0o755).create(p)?;
     // The root of the overlay takes the mode of its upper directory; a strict umask must not reach the container.
     std::fs::set_permissions(p, std::fs::Permissions::from_mode(0o755))
 }
@@ -106,6 +104,7 @@ impl Container {
             record: Mutex::new(record),
             state: watch::Sender::new(state),
             lock: tokio::sync::Mutex::new(()),
+            stop_by: watch::Sender::new(None),
             cpu: Mutex::new(stats::CpuSample::default()),
         })
     }
@@ -139,12 +138,9 @@ impl Runtime {
             .clone()
             .ok_or_else(|| Status::invalid_argument("the container metadata is missing"))?;
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
-        if sandbox.state.lock().phase != Phase::Ready {
-            return Err(Status::failed_precondition(format!(
-                "sandbox {} is not running",
-                sandbox.id
-            )));
-        }
+        // Until the container is in the table: a removal of the sandbox would not see it before.
+        let _stays = sandbox.lock.read().await;
+        sandbox.check_ready()?;
         let name = container_name(&sandbox.id, &metadata);
         let reservation = self.reserve(name)?;
         self.warm_cgroups();
@@ -274,11 +270,11 @@ impl Runtime {
         spec.oom_file = self.cgroups.oom_file(&cgroup);
         spec.kill_file = self.cgroups.kill_file(&cgroup);
 
+        state::private_dir(&dir).map_err(internal("make the container's directory"))?;
         for d in ["upper", "work", "rootfs"] {
             make_dir(&dir.join(d)).map_err(internal("make the container's root directory"))?;
         }
-        std::fs::create_dir_all(&state_dir)
-            .map_err(internal("make the container's state directory"))?;
+        state::private_dir(&state_dir).map_err(internal("make the container's state directory"))?;
         let digests = |v: &Vec<String>| v.first().cloned();
         let record = ContainerRecord {
             sandbox_id: sandbox.id.clone(),
@@ -356,14 +352,11 @@ impl Runtime {
 
     pub(super) async fn start_container(self: &Arc<Self>, id: &str) -> Result<(), Status> {
         let c = self.container(id)?;
-        let _one = c.lock.lock().await;
         let sandbox = self.sandbox(&c.sandbox_id())?;
-        if sandbox.state.lock().phase != Phase::Ready {
-            return Err(Status::failed_precondition(format!(
-                "sandbox {} is not running",
-                sandbox.id
-            )));
-        }
+        let _stays = sandbox.lock.read().await;
+        let _one = c.lock.lock().await;
+        self.still_there(&c)?;
+        sandbox.check_ready()?;
         if c.state.borrow().started_at > 0 || c.state.borrow().exited.is_some() {
             let state = c.state.borrow().cri().as_str_name();
             return Err(Status::failed_precondition(format!(
@@ -372,17 +365,12 @@ impl Runtime {
         }
         let record = c.record.lock().clone();
         let result = match self.prepare_cgroup(&c, &record).await {
-            Ok(()) => sandbox.shim.start(&record.spec).await.map_err(|e| match e {
-                ShimError::Failed(m) => Status::unknown(format!(
-                    "failed to start the container: unable to start container process: {m}"
-                )),
-                e => Status::unknown(format!("start container {id}: {e}")),
-            }),
+            Ok(()) => self.run_by_shim(&sandbox, &c, &record).await,
             Err(e) => Err(e),
         };
         match result {
-            Ok((pid, started_at)) => {
-                self.container_started(&sandbox, &c, Started { pid, started_at });
+            Ok(started) => {
+                self.container_started(&sandbox, &c, started);
                 Ok(())
             }
             Err(e) => {
@@ -398,6 +386,41 @@ impl Runtime {
                 Err(e)
             }
         }
+    }
+
+    /// Has the shim run the container. A start that takes too long, or that is stopped before its program runs, is killed:
+    /// nothing may come to life after its failure was told.
+    async fn run_by_shim(
+        &self,
+        sandbox: &Sandbox,
+        c: &Container,
+        record: &ContainerRecord,
+    ) -> Result<Started, Status> {
+        let id = &c.id;
+        let (late, error) = tokio::select! {
+            biased;
+            r = sandbox.shim.start(&record.spec) => match r {
+                Ok((pid, started_at)) => return Ok(Started { pid, started_at }),
+                Err(ShimError::Failed(m)) => (false, Status::unknown(format!(
+                    "failed to start the container: unable to start container process: {m}"
+                ))),
+                Err(e @ ShimError::Stuck(_)) => {
+                    (true, Status::deadline_exceeded(format!("start container {id}: {e}")))
+                }
+                Err(e) => (false, Status::unknown(format!("start container {id}: {e}"))),
+            },
+            () = c.stop_due() => (true, Status::aborted(format!(
+                "start container {id}: it was stopped before its program ran"
+            ))),
+        };
+        if late {
+            let asked = sandbox.shim.kill(id, libc::SIGKILL, true).await;
+            if matches!(asked, Err(ShimError::Stuck(_) | ShimError::Failed(_))) {
+                let (cgroups, cgroup) = (self.cgroups.clone(), record.cgroup.clone());
+                let _ = tokio::task::spawn_blocking(move || cgroups.kill(&cgroup)).await;
+            }
+        }
+        Err(error)
     }
 
     async fn prepare_cgroup(
@@ -438,7 +461,8 @@ impl Runtime {
     /// Records the start and tells it, before any end of the same container is told.
     pub(super) fn container_started(&self, sandbox: &Sandbox, c: &Container, s: Started) {
         let mut announced = c.announced.lock();
-        if *announced {
+        // A start that was given up may still say that it ran; its end has been told.
+        if *announced || c.state.borrow().exited.is_some() {
             return;
         }
         *announced = true;
@@ -496,28 +520,39 @@ impl Runtime {
         let Ok(c) = self.container(id) else {
             return Ok(());
         };
+        c.want_stop(Duration::from_secs(timeout.max(0) as u64));
+        let _one = c.lock.lock().await;
+        self.stop_locked(&c).await
+    }
+
+    /// Needs the container's lock. Its time is what `want_stop` said.
+    async fn stop_locked(self: &Arc<Self>, c: &Arc<Container>) -> Result<(), Status> {
         if !c.state.borrow().running() {
+            // One that was never started may still be.
+            c.stop_by.send_replace(None);
             return Ok(());
         }
         let sandbox = self.sandbox(&c.sandbox_id())?;
-        let kill = async |signal, all| match sandbox.shim.kill(&c.id, signal, all).await {
-            // It ended in between, or the whole shim did: both end up in the state.
-            Ok(()) | Err(ShimError::NotRunning(_) | ShimError::Gone(_)) => Ok(()),
-            Err(e) => Err(Status::internal(format!("stop container {}: {e}", c.id))),
-        };
-        if timeout > 0 {
+        let mut by_shim = true;
+        if c.stop_by.borrow().is_some_and(|by| by > Instant::now()) {
             let signal = c.record.lock().stop_signal;
-            kill(signal, false).await?;
-            if tokio::time::timeout(Duration::from_secs(timeout as u64), c.ended())
-                .await
-                .is_ok()
-            {
-                return Ok(());
+            by_shim = self.signal(&sandbox, c, signal, true).await?;
+            tokio::select! {
+                biased;
+                () = c.ended() => return Ok(()),
+                () = c.stop_due() => {}
             }
         }
-        kill(libc::SIGKILL, true).await?;
+        let by_shim = self.signal(&sandbox, c, libc::SIGKILL, by_shim).await?;
+        let ended = async {
+            if by_shim {
+                c.ended().await;
+            } else {
+                self.end_without_shim(&sandbox, c).await;
+            }
+        };
         // A process in uninterruptible sleep cannot be killed; the caller tries again later (containerd waits as long).
-        tokio::time::timeout(Duration::from_secs(120), c.ended())
+        tokio::time::timeout(Duration::from_secs(120), ended)
             .await
             .map_err(|_| {
                 Status::deadline_exceeded(format!(
@@ -527,15 +562,97 @@ impl Runtime {
             })
     }
 
+    /// Signals the first process, or for SIGKILL everything; false if the shim had to be passed over, as it is at once when
+    /// `by_shim` is false.
+    async fn signal(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        c: &Arc<Container>,
+        signal: i32,
+        by_shim: bool,
+    ) -> Result<bool, Status> {
+        let kill = signal == libc::SIGKILL;
+        if by_shim {
+            match sandbox.shim.kill(&c.id, signal, kill).await {
+                // It ended in between, or the whole shim did: both end up in the state.
+                Ok(()) | Err(ShimError::NotRunning(_) | ShimError::Gone(_)) => return Ok(true),
+                Err(e @ ShimError::Stuck(_)) => {
+                    tracing::warn!(container = %c.id, error = %e, "a container is signalled without its shim");
+                }
+                Err(e) => {
+                    return Err(Status::internal(format!("stop container {}: {e}", c.id)));
+                }
+            }
+        }
+        let (runtime, cgroup, pid) = (
+            self.clone(),
+            c.record.lock().cgroup.clone(),
+            c.state.borrow().pid,
+        );
+        blocking(move || {
+            if kill {
+                runtime.cgroups.kill(&cgroup);
+            } else if runtime.cgroup_holds(&cgroup, pid) {
+                // A shim that is stuck has not reaped it: the number is still its own.
+                let _ = sys::kill(pid, signal);
+            }
+            Ok(false)
+        })
+        .await
+    }
+
+    fn cgroup_holds(&self, cgroup: &str, pid: i32) -> bool {
+        let line = pid.to_string();
+        self.cgroups
+            .procs_files(cgroup)
+            .first()
+            .is_some_and(|f| std::fs::read_to_string(f).is_ok_and(|t| t.lines().any(|l| l == line)))
+    }
+
+    /// Waits until nothing of the container is left in its cgroup, and records the end that its shim does not tell.
+    async fn end_without_shim(self: &Arc<Self>, sandbox: &Arc<Sandbox>, c: &Arc<Container>) {
+        let (cgroup, dir) = {
+            let r = c.record.lock();
+            (r.cgroup.clone(), r.spec.state_dir.clone())
+        };
+        let files = self.cgroups.procs_files(&cgroup);
+        loop {
+            let files = files.clone();
+            let left = tokio::task::spawn_blocking(move || {
+                files
+                    .iter()
+                    .any(|f| std::fs::read_to_string(f).is_ok_and(|t| !t.trim().is_empty()))
+            });
+            if !left.await.unwrap_or(false) {
+                break;
+            }
+            tokio::select! {
+                () = c.ended() => return,
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            }
+        }
+        let exited = Exited {
+            exit_code: 128 + libc::SIGKILL,
+            finished_at: sys::now_ns(),
+            oom_killed: false,
+            reason: String::new(),
+            message: "killed without its shim, which does not answer".into(),
+        };
+        let _ = state::write_json(&dir.join("exit.json"), &exited);
+        self.container_ended(sandbox, &c.id, exited);
+    }
+
     pub(super) async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), Status> {
         let Ok(c) = self.container(id) else {
             return Ok(());
         };
-        self.stop_container(&c.id, 0).await?;
+        c.want_stop(Duration::ZERO);
+        // From the stop on to the end: a start in between would run a container without a record.
         let _one = c.lock.lock().await;
-        if self.container(&c.id).is_err() {
+        if self.still_there(&c).is_err() {
             return Ok(());
         }
+        self.stop_locked(&c).await?;
         let record = c.record.lock().clone();
         let (runtime, id) = (self.clone(), c.id.clone());
         blocking(move || {
@@ -575,6 +692,7 @@ impl Runtime {
             return Ok(());
         };
         let _one = c.lock.lock().await;
+        self.still_there(&c)?;
         if c.state.borrow().exited.is_some() {
             return Err(Status::failed_precondition(format!(
                 "container {} has ended",

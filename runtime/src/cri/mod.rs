@@ -16,6 +16,7 @@ use crate::cgroup::Hierarchies;
 use crate::container::spec::{ContainerSpec, Exited};
 use crate::images::ImageStore;
 use crate::shim::client::Shim;
+use crate::state;
 use crate::{Config, PodNetworkRequest, PodPortMapping};
 use k8s_cri::v1;
 use parking_lot::Mutex;
@@ -24,7 +25,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 use tonic::Status;
 
 /// A sandbox's life. Only `Ready` has a shim; the others exist so that a restart knows what to clean.
@@ -69,8 +72,9 @@ pub(crate) struct Sandbox {
     pub created_at: i64,
     pub shim: Shim,
     pub state: Mutex<SandboxState>,
-    /// One stop or remove at a time.
-    pub lock: tokio::sync::Mutex<()>,
+    /// Held alone by stop and remove, and together by creates and starts of containers, so that none of these finds a
+    /// sandbox that goes away under it. It comes before any container's lock.
+    pub lock: Arc<tokio::sync::RwLock<()>>,
     /// Listens to the shim; ends with it.
     pub watcher: Mutex<Option<tokio::task::JoinHandle<()>>>,
     cpu: Mutex<stats::CpuSample>,
@@ -131,13 +135,47 @@ pub(crate) struct Container {
     pub state: watch::Sender<ContainerState>,
     /// Whether the started event was sent; it must come before the stopped one.
     pub announced: Mutex<bool>,
+    /// One start, stop, update or remove at a time.
     pub lock: tokio::sync::Mutex<()>,
+    /// When it must be over with the container. A later request can only bring it forward: it does not wait behind the
+    /// grace period of the one that has the lock.
+    stop_by: watch::Sender<Option<Instant>>,
     cpu: Mutex<stats::CpuSample>,
 }
 
 impl Container {
     fn sandbox_id(&self) -> String {
         self.record.lock().sandbox_id.clone()
+    }
+
+    /// Whoever has the lock now is to be done with the container by then.
+    fn want_stop(&self, within: Duration) {
+        let by = Instant::now() + within.min(Duration::from_secs(1 << 30));
+        self.stop_by.send_if_modified(|old| {
+            let sooner = old.is_none_or(|o| by < o);
+            if sooner {
+                *old = Some(by);
+            }
+            sooner
+        });
+    }
+
+    /// Returns when the time that [`want_stop`](Self::want_stop) gave is over; never without a wish.
+    async fn stop_due(&self) {
+        let mut wish = self.stop_by.subscribe();
+        loop {
+            let by = *wish.borrow_and_update();
+            let due = async {
+                match by {
+                    Some(t) => tokio::time::sleep_until(t).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => return,
+                r = wish.changed() => if r.is_err() { return },
+            }
+        }
     }
 }
 
@@ -192,6 +230,20 @@ impl Drop for Reservation<'_> {
     }
 }
 
+/// Makes the runtime's directories, and narrows what an older version left open to other users: records, sockets, and the
+/// way to containers' writable layers (the layers themselves keep the modes that containers gave them).
+fn make_private(config: &Config) -> std::io::Result<()> {
+    for d in ["sandboxes", "containers", "seccomp"] {
+        state::private_dir(&config.state.join(d))?;
+    }
+    for d in ["containers", "trash"] {
+        state::private_dir(&config.root.join(d))?;
+        state::narrow(&config.root.join(d), 1)?;
+    }
+    state::narrow(&config.root, 1)?;
+    state::narrow(&config.state, 4)
+}
+
 /// The service that tonic serves.
 pub(crate) fn service(runtime: Arc<Runtime>) -> impl v1::runtime_service_server::RuntimeService {
     service::Service(runtime)
@@ -238,11 +290,7 @@ impl Runtime {
             lenient: config.accept_missing_isolation,
             ..Hierarchies::detect()?
         };
-        for d in ["sandboxes", "containers", "seccomp"] {
-            std::fs::create_dir_all(config.state.join(d))?;
-        }
-        std::fs::create_dir_all(config.root.join("containers"))?;
-        std::fs::create_dir_all(config.root.join("trash"))?;
+        make_private(&config)?;
         let shim_cgroup = cgroups.create_for_shims(&config.shim_cgroup()).unwrap_or_else(|e| {
             tracing::warn!(error = %e, "shims stay in the server's cgroup: stopping its service may stop the containers");
             Vec::new()
@@ -339,6 +387,17 @@ impl Runtime {
         }
         let s = self.sandbox(&c.sandbox_id())?;
         Ok((c, s))
+    }
+
+    /// Fails if the container was removed while its lock was waited for.
+    fn still_there(&self, c: &Arc<Container>) -> Result<(), Status> {
+        match self.tables.lock().containers.get(&c.id) {
+            Some(now) if Arc::ptr_eq(now, c) => Ok(()),
+            _ => Err(Status::not_found(format!(
+                "container {:?}: not found",
+                c.id
+            ))),
+        }
     }
 
     fn containers_of(&self, sandbox: &str) -> Vec<Arc<Container>> {

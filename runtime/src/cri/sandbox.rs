@@ -5,7 +5,8 @@ use super::{
     stats,
 };
 use crate::container::build::sandbox_namespaces;
-use crate::shim::client::{Event, Events, Shim};
+use crate::container::spec::{Exited, Started};
+use crate::shim::client::{Event, Events, Shim, ShimError, Subscription};
 use crate::shim::protocol::ShimConfig;
 use crate::{state, sys};
 use k8s_cri::v1;
@@ -13,6 +14,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tonic::Status;
 
 const NODE: i32 = v1::NamespaceMode::Node as i32;
@@ -58,26 +60,35 @@ fn make_files(
     hostname: &str,
     host_ipc: bool,
 ) -> Result<(), Status> {
-    std::fs::write(dir.join("hostname"), format!("{hostname}\n"))
+    state::write_visible(&dir.join("hostname"), format!("{hostname}\n").as_bytes())
         .map_err(internal("write the pod's host name"))?;
     let resolv = resolv_conf(config.dns_config.as_ref())
         .unwrap_or_else(|| std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
-    std::fs::write(dir.join("resolv.conf"), resolv)
+    state::write_visible(&dir.join("resolv.conf"), resolv.as_bytes())
         .map_err(internal("write the pod's resolv.conf"))?;
     if !host_ipc {
         let shm = dir.join("shm");
-        std::fs::create_dir_all(&shm).map_err(internal("make the pod's /dev/shm"))?;
+        state::private_dir(&shm).map_err(internal("make the pod's /dev/shm"))?;
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
         sys::mount("shm", &shm, "tmpfs", flags, "mode=1777,size=65536k")
             .map_err(internal("mount the pod's /dev/shm"))?;
     }
     if !config.log_directory.is_empty() {
-        std::fs::create_dir_all(&config.log_directory).map_err(internal(format!(
+        make_log_dir(Path::new(&config.log_directory)).map_err(internal(format!(
             "make the log directory {}",
             config.log_directory
         )))?;
     }
     Ok(())
+}
+
+/// The caller may have made it, with the rights it wants; made here, it is private.
+fn make_log_dir(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
 }
 
 /// Removes a sandbox's directory with its mount. Not there is fine.
@@ -103,7 +114,7 @@ impl Sandbox {
                 ips: r.ips,
                 pid: 0,
             }),
-            lock: tokio::sync::Mutex::new(()),
+            lock: Arc::default(),
             watcher: Mutex::new(None),
             cpu: Mutex::new(stats::CpuSample::default()),
         })
@@ -120,6 +131,16 @@ impl Sandbox {
             runtime_handler: self.runtime_handler.clone(),
         };
         state::write_json(&self.dir.join("sandbox.json"), &record)
+    }
+
+    pub(super) fn check_ready(&self) -> Result<(), Status> {
+        if self.state.lock().phase == Phase::Ready {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "sandbox {} is not running",
+            self.id
+        )))
     }
 
     pub(super) fn host_network(&self) -> bool {
@@ -171,29 +192,35 @@ impl Runtime {
             .ok_or_else(|| Status::internal("the sandbox record is unreadable"))?;
         let sandbox = Arc::new(sandbox);
         match self.bring_up(&sandbox).await {
-            Ok(events) => {
+            Ok(listening) => {
                 self.tables
                     .lock()
                     .sandboxes
                     .insert(id.clone(), sandbox.clone());
                 reservation.keep();
-                self.watch(&sandbox, events);
+                self.watch(&sandbox, listening);
                 self.tell(&sandbox, &id, v1::ContainerEventType::ContainerCreatedEvent);
                 self.tell(&sandbox, &id, v1::ContainerEventType::ContainerStartedEvent);
                 Ok(id)
             }
             Err(e) => {
-                self.tear_down(&sandbox).await;
-                let dir = sandbox.dir.clone();
-                let _ =
-                    blocking(move || remove_files(&dir).map_err(internal("remove the sandbox")))
-                        .await;
+                // What cannot be taken down now keeps its record, and the next start takes it down.
+                if let Err(e) = self.discard(&sandbox).await {
+                    tracing::warn!(sandbox = %id, error = %e, "a sandbox that failed to start is not gone yet");
+                }
                 Err(e)
             }
         }
     }
 
-    async fn bring_up(&self, sandbox: &Arc<Sandbox>) -> Result<Events, Status> {
+    /// Takes down a sandbox that no table knows, with its files.
+    pub(super) async fn discard(&self, s: &Arc<Sandbox>) -> Result<(), Status> {
+        self.tear_down(s).await?;
+        let dir = s.dir.clone();
+        blocking(move || remove_files(&dir).map_err(internal("remove the sandbox"))).await
+    }
+
+    async fn bring_up(&self, sandbox: &Arc<Sandbox>) -> Result<Listening, Status> {
         let s = sandbox.clone();
         let exe = self.config.shim_exe.clone();
         let ns = sandbox_namespaces(&s.config);
@@ -214,7 +241,7 @@ impl Runtime {
             s.config.hostname.clone()
         };
         let pid = blocking(move || {
-            std::fs::create_dir_all(&s.dir).map_err(internal("make the sandbox directory"))?;
+            state::private_dir(&s.dir).map_err(internal("make the sandbox directory"))?;
             s.save().map_err(internal("write the sandbox record"))?;
             make_files(&s.dir, &s.config, &hostname, shim_config.host_ipc)?;
             let (_, pid) = Shim::spawn(&s.dir, &exe, &shim_config)
@@ -238,16 +265,14 @@ impl Runtime {
                 })?;
             sandbox.state.lock().ips = status.ips;
         }
-        let (_, _, events) = sandbox
-            .shim
-            .subscribe()
-            .await
-            .map_err(|e| Status::internal(format!("talk to the sandbox's shim: {e}")))?;
+        let talk = |e| Status::internal(format!("talk to the sandbox's shim: {e}"));
+        let mut subscription = sandbox.shim.subscribe().await.map_err(talk)?;
+        subscription.answer_soon().await.map_err(talk)?;
         sandbox.state.lock().phase = Phase::Ready;
         sandbox
             .save()
             .map_err(internal("write the sandbox record"))?;
-        Ok(events)
+        Ok(Listening::Answered(subscription.events()))
     }
 
     /// Moves a shim out of the server's cgroup, so that stopping the server's service does not stop it. In the
@@ -284,37 +309,91 @@ impl Runtime {
     }
 
     /// Listens to the shim until it is gone, and records what it says.
-    pub(super) fn watch(self: &Arc<Self>, sandbox: &Arc<Sandbox>, mut events: Events) {
+    pub(super) fn watch(self: &Arc<Self>, sandbox: &Arc<Sandbox>, listening: Listening) {
         let (runtime, s) = (self.clone(), sandbox.clone());
+        let pid = s.state.lock().pid;
         let task = tokio::spawn(async move {
-            while let Ok(event) = events.next().await {
-                match event {
-                    Event::Started { id, started } => {
-                        if let Ok(c) = runtime.container(&id) {
-                            runtime.container_started(&s, &c, started);
-                        }
-                    }
-                    Event::Exited { id, exited } => runtime.container_ended(&s, &id, exited),
-                }
+            // The socket tells the end of the shim, unless a child that hangs between fork and execve holds it open.
+            tokio::select! {
+                () = runtime.listen(&s, listening) => {}
+                () = process_end(pid) => {}
             }
-            runtime.shim_gone(&s);
+            runtime.shim_gone(&s).await;
         });
         *sandbox.watcher.lock() = Some(task);
     }
 
+    async fn listen(self: &Arc<Self>, s: &Arc<Sandbox>, listening: Listening) {
+        let mut events = match listening {
+            Listening::Answered(events) => events,
+            Listening::Asked(subscription) => match self.caught_up(s, subscription).await {
+                Some(events) => events,
+                None => return,
+            },
+            Listening::NotYet => loop {
+                match s.shim.subscribe().await {
+                    Ok(subscription) => match self.caught_up(s, subscription).await {
+                        Some(events) => break events,
+                        None => return,
+                    },
+                    Err(ShimError::Stuck(_)) => {}
+                    Err(_) => return,
+                }
+            },
+        };
+        while let Ok(event) = events.next().await {
+            match event {
+                Event::Started { id, started } => {
+                    if let Ok(c) = self.container(&id) {
+                        self.container_started(s, &c, started);
+                    }
+                }
+                Event::Exited { id, exited } => self.container_ended(s, &id, exited),
+            }
+        }
+    }
+
+    /// A shim that was stuck when the server started says what it holds; what ended meanwhile is recorded now.
+    async fn caught_up(
+        self: &Arc<Self>,
+        s: &Arc<Sandbox>,
+        mut subscription: Subscription,
+    ) -> Option<Events> {
+        let (_, held) = subscription.answer().await.ok()?;
+        for c in self.containers_of(&s.id) {
+            let (dir, running) = (
+                c.record.lock().spec.state_dir.clone(),
+                c.state.borrow().running(),
+            );
+            match held.iter().find(|h| h.id == c.id) {
+                Some(h) => {
+                    let started = state::read_json(&dir.join("started.json")).ok().flatten();
+                    let started = started.unwrap_or(Started {
+                        pid: h.pid,
+                        started_at: sys::now_ns(),
+                    });
+                    self.container_started(s, &c, started);
+                }
+                None if running => self.container_ended(s, &c.id, recorded_end(&dir)),
+                None => {}
+            }
+        }
+        Some(subscription.events())
+    }
+
     /// The shim is gone, by a stop or by force. Whatever it held has ended with it.
-    fn shim_gone(self: &Arc<Self>, s: &Arc<Sandbox>) {
+    async fn shim_gone(self: &Arc<Self>, s: &Arc<Sandbox>) {
         for c in self.containers_of(&s.id) {
             if c.state.borrow().running() {
                 let record = c.record.lock().clone();
-                self.cgroups.kill(&record.cgroup);
-                let file = record.spec.state_dir.join("exit.json");
-                let exited = state::read_json(&file).ok().flatten().unwrap_or_else(|| {
-                    let e = crate::shim::unknown_exit(sys::now_ns());
-                    let _ = state::write_json(&file, &e);
-                    e
+                let cgroups = self.cgroups.clone();
+                let ended = blocking(move || {
+                    cgroups.kill(&record.cgroup);
+                    Ok(recorded_end(&record.spec.state_dir))
                 });
-                self.container_ended(s, &c.id, exited);
+                if let Ok(exited) = ended.await {
+                    self.container_ended(s, &c.id, exited);
+                }
             }
         }
         let was_ready =
@@ -327,11 +406,43 @@ impl Runtime {
         }
     }
 
-    /// Ends the shim and gives back network and mount. Used for sandboxes in any phase, also half-made ones.
-    pub(super) async fn tear_down(&self, s: &Arc<Sandbox>) {
-        if let Err(e) = s.shim.shutdown().await {
-            tracing::warn!(sandbox = %s.id, error = %e, "the sandbox's shim did not end in order");
+    /// Ends the shim, by force when it does not answer. An error: it answers, or is there, and what it holds does not die.
+    async fn end_shim(&self, s: &Arc<Sandbox>) -> Result<(), Status> {
+        let Err(e) = s.shim.shutdown().await else {
+            return Ok(());
+        };
+        if s.shim.answers().await {
+            return Err(Status::deadline_exceeded(format!(
+                "the containers of sandbox {} do not end although they were killed",
+                s.id
+            )));
         }
+        tracing::warn!(sandbox = %s.id, error = %e, "the sandbox's shim did not end in order and is killed");
+        let cgroups: Vec<String> = self
+            .containers_of(&s.id)
+            .iter()
+            .map(|c| c.record.lock().cgroup.clone())
+            .collect();
+        let (hierarchies, shim) = (self.cgroups.clone(), s.shim.clone());
+        let id = s.id.clone();
+        blocking(move || {
+            for c in &cgroups {
+                hierarchies.kill(c);
+            }
+            shim.kill_process();
+            if shim.lives() {
+                return Err(Status::deadline_exceeded(format!(
+                    "the shim of sandbox {id} does not end although it was killed"
+                )));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends the shim and gives back network and mount. Used for sandboxes in any phase, also half-made ones.
+    async fn tear_down(&self, s: &Arc<Sandbox>) -> Result<(), Status> {
+        self.end_shim(s).await?;
         if !s.host_network()
             && let Err(e) = self.config.network.detach(self.network_request(s)).await
         {
@@ -341,6 +452,15 @@ impl Runtime {
         if let Err(e) = sys::umount_detach(&shm) {
             tracing::warn!(path = %shm.display(), error = %e, "cannot unmount the pod's /dev/shm");
         }
+        Ok(())
+    }
+
+    /// Containers that are on their way up or in their grace period are not waited for.
+    async fn alone<'a>(&self, s: &'a Sandbox) -> tokio::sync::RwLockWriteGuard<'a, ()> {
+        for c in self.containers_of(&s.id) {
+            c.want_stop(Duration::ZERO);
+        }
+        s.lock.write().await
     }
 
     pub(super) async fn stop_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Status> {
@@ -348,8 +468,17 @@ impl Runtime {
         let Ok(s) = self.sandbox(id) else {
             return Ok(());
         };
-        let _one = s.lock.lock().await;
-        self.tear_down(&s).await;
+        let _alone = self.alone(&s).await;
+        self.stop_alone(&s).await
+    }
+
+    /// Needs the sandbox's lock.
+    pub(super) async fn stop_alone(self: &Arc<Self>, s: &Arc<Sandbox>) -> Result<(), Status> {
+        // Removed while the lock was waited for.
+        if !s.dir.exists() {
+            return Ok(());
+        }
+        self.tear_down(s).await?;
         let watcher = s.watcher.lock().take();
         if let Some(w) = watcher {
             let _ = w.await;
@@ -362,8 +491,8 @@ impl Runtime {
         let Ok(s) = self.sandbox(id) else {
             return Ok(());
         };
-        self.stop_sandbox(&s.id).await?;
-        let _one = s.lock.lock().await;
+        let _alone = self.alone(&s).await;
+        self.stop_alone(&s).await?;
         for c in self.containers_of(&s.id) {
             self.remove_container(&c.id).await?;
         }
@@ -372,15 +501,50 @@ impl Runtime {
             .await?;
         {
             let mut t = self.tables.lock();
-            if t.sandboxes.remove(&s.id).is_some()
-                && let Some(m) = &s.config.metadata
-            {
+            if t.sandboxes.remove(&s.id).is_none() {
+                return Ok(());
+            }
+            if let Some(m) = &s.config.metadata {
                 t.names.remove(&sandbox_name(m));
             }
         }
         self.tell(&s, &s.id, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())
     }
+}
+
+/// How far listening to a shim has come.
+pub(super) enum Listening {
+    Answered(Events),
+    /// It was asked and is silent: stopped, or starved.
+    Asked(Subscription),
+    /// It lives and takes no connections.
+    NotYet,
+}
+
+/// The end of a container that its shim wrote down, or one that says that nobody knows.
+fn recorded_end(state_dir: &Path) -> Exited {
+    let file = state_dir.join("exit.json");
+    state::read_json(&file).ok().flatten().unwrap_or_else(|| {
+        let e = crate::shim::unknown_exit(sys::now_ns());
+        let _ = state::write_json(&file, &e);
+        e
+    })
+}
+
+/// Returns when the process is gone; never for one that is not known.
+async fn process_end(pid: i32) {
+    if pid > 0 {
+        match sys::pidfd_open(pid).and_then(sys::async_fd) {
+            Ok(fd) => {
+                let _ = fd.readable().await;
+                return;
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return,
+            Err(_) => {}
+        }
+    }
+    std::future::pending().await
 }
 
 #[cfg(test)]

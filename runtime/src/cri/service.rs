@@ -206,7 +206,8 @@ impl RuntimeService for Service {
         &self,
         r: Request<UpdateContainerResourcesRequest>,
     ) -> Reply<UpdateContainerResourcesResponse> {
-        self.0.update_resources(r.into_inner()).await?;
+        let (runtime, r) = (self.0.clone(), r.into_inner());
+        detached(async move { runtime.update_resources(r).await }).await?;
         ok(UpdateContainerResourcesResponse {})
     }
 

@@ -4,12 +4,13 @@
 use super::digest::Digest;
 use super::error::IoContext;
 use super::store::{
-    ImageRecord, ImageStore, Usage, parse_config, read_usage, unmount_below, write_durably,
+    ImageRecord, ImageStore, Usage, parse_config, private_file, read_usage, unmount_below,
+    write_durably,
 };
 use super::{ImageError, Result};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -73,6 +74,7 @@ impl Ingest {
         fs::OpenOptions::new()
             .create(true)
             .append(true)
+            .mode(0o600)
             .open(&p)
             .and_then(|mut f| f.write_all(format!("{digest}\n").as_bytes()))
             .what(|| format!("write {}", p.display()))
@@ -125,7 +127,7 @@ impl Ingest {
         usage: Usage,
     ) -> Result<()> {
         let p = staged.dir.join("usage");
-        fs::write(&p, format!("{} {}\n", usage.bytes, usage.inodes))
+        private_file(&p, format!("{} {}\n", usage.bytes, usage.inodes).as_bytes())
             .what(|| format!("write {}", p.display()))?;
         let _lock = self.store.lock()?;
         self.protect(chain)?;

@@ -23,6 +23,7 @@ pub use super::ingest::{Ingest, NewImage, StagedLayer};
 use super::reference::Reference;
 use super::rootfs::ImageRootfs;
 use super::{ImageError, Result};
+use crate::state;
 use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -99,16 +100,29 @@ impl ImageStore {
     pub fn open(root: &Path) -> Result<Self> {
         for d in ["", "blobs/sha256", "layers", "tmp", "holds", "empty"] {
             let p = root.join(d);
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&p)
-                .what(|| {
-                    format!(
-                        "create {} (does the data directory belong to root?)",
-                        p.display()
-                    )
-                })?;
+            state::private_dir(&p).what(|| {
+                format!(
+                    "create {} (does the data directory belong to root?)",
+                    p.display()
+                )
+            })?;
+        }
+        // Setuid programs of images must not be within reach of the machine's users.
+        for (d, levels) in [("blobs", 2), ("layers", 1), ("tmp", 1), ("holds", 1)] {
+            let p = root.join(d);
+            state::narrow(&p, levels).what(|| format!("close {} to others", p.display()))?;
+        }
+        for f in ["index.json", "lock"] {
+            let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            match fs::set_permissions(root.join(f), private) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(ImageError::io(
+                        format!("close {} to others", root.join(f).display()),
+                        e,
+                    ));
+                }
+                _ => {}
+            }
         }
         // Non-root users of containers walk through the overlay, not through these directories, except that the
         // empty lower directory is a root directory itself.
@@ -272,7 +286,7 @@ impl ImageStore {
         let p = self.path("holds").join(holder);
         let tmp = self.path("holds").join(format!(".{holder}"));
         // No fsync: after a crash of the machine there is no container left that could use the layers.
-        fs::write(&tmp, lines)
+        private_file(&tmp, lines.as_bytes())
             .and_then(|()| fs::rename(&tmp, &p))
             .what(|| format!("write {}", p.display()))?;
         drop(lock);
@@ -538,6 +552,17 @@ pub fn write_durably(tmp: &Path, to: &Path, bytes: &[u8]) -> Result<()> {
     write()
         .inspect_err(|_| drop(fs::remove_file(tmp)))
         .what(|| format!("write {}", to.display()))
+}
+
+/// A file for this user alone.
+pub(super) fn private_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(bytes)
 }
 
 /// Unmount everything at or below `dir`, so that removing the directory never walks into a mount.

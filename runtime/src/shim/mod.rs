@@ -8,6 +8,7 @@ mod processes;
 pub mod protocol;
 mod server;
 mod setup;
+pub mod socket;
 
 pub use processes::unknown_exit;
 

@@ -262,6 +262,10 @@ impl Shim {
             &self.born.listener,
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         ) {
+            // The socket's mode keeps others out; this holds also where somebody was handed a way around it.
+            if super::socket::check_peer(&fd).is_err() {
+                continue;
+            }
             let id = self.next_conn;
             self.next_conn += 1;
             self.conns.push(Conn {
@@ -387,7 +391,7 @@ impl Shim {
                     Err(e) => Err(e),
                 }
             }
-            Request::Kill { id, signal, all } => self.running(&id).and_then(|c| {
+            Request::Kill { id, signal, all } => self.killable(&id, signal).and_then(|c| {
                 c.kill(signal, all)
                     .map_err(|e| (false, format!("signal container {id}: {e}")))
             }),
@@ -473,6 +477,14 @@ impl Shim {
         self.containers
             .iter_mut()
             .find(|c| c.id == id && c.running && c.ended.is_none())
+            .ok_or_else(|| (true, format!("container {id} is not running")))
+    }
+
+    /// A running container, or for SIGKILL also one that is on its way to its program: whoever gave up waiting for it.
+    fn killable(&mut self, id: &str, signal: i32) -> Result<&mut Container, (bool, String)> {
+        self.containers
+            .iter_mut()
+            .find(|c| c.id == id && c.ended.is_none() && (c.running || signal == libc::SIGKILL))
             .ok_or_else(|| (true, format!("container {id} is not running")))
     }
 
