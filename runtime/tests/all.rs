@@ -6,6 +6,7 @@ mod all {
     pub mod chaos;
     pub mod cri;
     pub mod harness;
+    pub mod shims;
     pub mod streams;
 }
 
@@ -27,6 +28,9 @@ extern "C" fn early(argc: c_int, argv: *const *const c_char, _env: *const *const
     }
     if args.get(1).is_some_and(|a| a == "serve") {
         all::chaos::serve_main(&args[2..]);
+    }
+    if args.get(1).is_some_and(|a| a == "knock") {
+        all::shims::knock_main(&args[2..]);
     }
 }
 

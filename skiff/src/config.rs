@@ -119,7 +119,7 @@ pub fn file_mode(text: &str) -> Result<u32> {
         })
 }
 
-/// The directory in its canonical form, made and marked as Skiff's if it is not there.
+/// The directory in its canonical form, made (for this user alone) and marked as Skiff's if it is not there.
 ///
 /// # Errors
 /// It cannot be made or entered, or holds something else.
@@ -133,7 +133,7 @@ pub fn data_dir(path: &Path) -> Result<PathBuf> {
     };
     let dir = std::fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o755)
+        .mode(0o700)
         .create(path)
         .and_then(|()| path.canonicalize())
         .with_context(name)?;
@@ -174,9 +174,83 @@ pub fn is_data_dir(dir: &Path) -> bool {
         || (file("lock") && (file("server/tls/server-ca.crt") || file("agent/network/node.json")))
 }
 
+/// Makes `agent/`, which holds what containers are made of, and closes it to other users also where an older version left
+/// it open: setuid programs of images and secrets of pods are in it.
+///
+/// # Errors
+/// It cannot be made or closed.
+pub fn private_agent(data_dir: &Path) -> Result<()> {
+    use skiff_runtime::state;
+    let agent = data_dir.join("agent");
+    state::private_dir(&agent)
+        .and_then(|()| state::narrow(&agent, 1))
+        .and_then(|()| state::narrow(&agent.join("network"), 2))
+        .with_context(|| format!("{} must be this user's alone", agent.display()))
+}
+
+/// The file that whoever runs on a data directory locks. Others must not even open it: a lock of theirs would keep the
+/// server from starting.
+///
+/// # Errors
+/// It cannot be made.
+pub fn lock_file(data_dir: &Path) -> Result<std::fs::File> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let path = data_dir.join("lock");
+    let open = || {
+        let file = std::fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+            .open(&path)?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        Ok::<_, std::io::Error>(file)
+    };
+    open().with_context(|| format!("{}: mend the rights of --data-dir", path.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_below_agent_is_closed_to_others_also_when_it_was_open() {
+        use std::os::unix::fs::PermissionsExt;
+        let t = tempfile::tempdir().expect("a directory");
+        let dir = data_dir(&t.path().join("new")).expect("made");
+        for d in ["agent/kubelet", "agent/network/pods"] {
+            std::fs::create_dir_all(dir.join(d)).expect("made");
+        }
+        std::fs::write(dir.join("agent/network/node.json"), b"{}").expect("written");
+        std::fs::write(dir.join("lock"), b"").expect("written");
+        for p in [
+            "agent",
+            "agent/kubelet",
+            "agent/network",
+            "agent/network/node.json",
+            "lock",
+        ] {
+            let wide = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(dir.join(p), wide).expect("widened");
+        }
+        private_agent(&dir).expect("closed");
+        lock_file(&dir).expect("opened");
+        for p in [
+            "",
+            "agent",
+            "agent/kubelet",
+            "agent/network",
+            "agent/network/node.json",
+            "lock",
+        ] {
+            let mode = std::fs::metadata(dir.join(p))
+                .expect("there")
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o077, 0, "{p}: {mode:o}");
+        }
+    }
 
     fn flags() -> Vec<String> {
         [

@@ -17,6 +17,7 @@ use std::time::Duration;
 /// What went wrong, naming the file, line, image or digest.
 pub async fn run(args: ImageArgs) -> Result<()> {
     let dir = crate::config::data_dir(&args.data_dir)?;
+    crate::config::private_agent(&dir)?;
     match args.command {
         ImageCommand::Build {
             tag,

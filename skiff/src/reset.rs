@@ -30,8 +30,7 @@ pub async fn run(args: ResetArgs) -> Result<()> {
             paths::MARKER
         );
     }
-    let lock =
-        std::fs::File::create(dir.join("lock")).with_context(|| dir.display().to_string())?;
+    let lock = crate::config::lock_file(&dir)?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| anyhow!("a skiff server runs on {}: end it first", dir.display()))?;
     let mut problems = Vec::new();

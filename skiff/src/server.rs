@@ -46,6 +46,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     let node_name = node_name(&args)?;
     let dir = config::data_dir(&args.data_dir)?;
     let _lock = lock(&dir)?;
+    config::private_agent(&dir)?;
     let stop = CancellationToken::new();
     let supervisor = Supervisor::new(stop.clone());
     end_on_signals(stop.clone())?;
@@ -302,9 +303,7 @@ async fn until_stop(part: impl Future<Output = ()>) -> Result<(), std::convert::
 
 /// One server for each data directory.
 fn lock(dir: &Path) -> Result<std::fs::File> {
-    let path = dir.join("lock");
-    let file = std::fs::File::create(&path)
-        .with_context(|| format!("{}: mend the rights of --data-dir", path.display()))?;
+    let file = config::lock_file(dir)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
         |_| {
             anyhow!(

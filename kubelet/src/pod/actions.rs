@@ -130,7 +130,9 @@ pub async fn make_sandbox(k: &Arc<Kubelet>, pod: &Arc<Pod>, attempt: u32) -> Res
     if let Some(warning) = warning {
         k.note(pod, EventType::Warning, "DNSConfigForming", &warning);
     }
-    std::fs::create_dir_all(&config.log_directory)
+    std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
+        .recursive(true)
+        .create(&config.log_directory)
         .map_err(|e| format!("{}: {e}", config.log_directory))?;
     cgroups::ensure_pod(&k.config.cgroup_root, pod).map_err(|e| format!("pod cgroup: {e}"))?;
     let handler = match spec::spec(pod)

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// What is kept for each sandbox.
@@ -70,8 +70,20 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), PodError> {
     // Not synced: after a power loss no sandbox is left that could own an address.
     let fail = |e| PodError::State(path.to_path_buf(), e);
     let temporary = path.with_extension("tmp");
-    std::fs::write(&temporary, bytes).map_err(fail)?;
+    private_file(&temporary)
+        .and_then(|mut f| std::io::Write::write_all(&mut f, bytes))
+        .map_err(fail)?;
     std::fs::rename(&temporary, path).map_err(fail)
+}
+
+/// A fresh file for this user alone, whatever the umask.
+pub(super) fn private_file(path: &Path) -> std::io::Result<File> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
 }
 
 impl Ipam {
@@ -81,12 +93,17 @@ impl Ipam {
     /// When the directory cannot be made or read.
     pub fn open(dir: &Path, cidr: Cidr) -> Result<Self, PodError> {
         let pods = dir.join("pods");
-        std::fs::create_dir_all(&pods).map_err(|e| PodError::State(pods.clone(), e))?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&pods)
+            .map_err(|e| PodError::State(pods.clone(), e))?;
         let last_path = dir.join("last");
         let last_file = File::options()
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(&last_path)
             .map_err(|e| PodError::State(last_path.clone(), e))?;
         let mut this = Self {

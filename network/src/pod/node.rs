@@ -45,7 +45,9 @@ pub(super) fn enable_forwarding(config: &PodNetworkConfig) -> Result<(), PodErro
         ip_forward_was: before.or_else(|| off.then(|| now.trim().to_string())),
     };
     let bytes = serde_json::to_vec_pretty(&state).unwrap_or_default();
-    std::fs::write(&file, bytes).map_err(|e| PodError::State(file, e))?;
+    super::ipam::private_file(&file)
+        .and_then(|mut f| std::io::Write::write_all(&mut f, &bytes))
+        .map_err(|e| PodError::State(file, e))?;
     if off {
         std::fs::write(IP_FORWARD, "1").map_err(fail)?;
     }
