@@ -129,10 +129,11 @@ impl Root {
         Ok(())
     }
 
-    /// What the tree takes, with the root itself. Files that are open but removed are not seen.
+    /// What the tree takes, with the root itself. Files that are open but removed are not seen; a tree that is moved
+    /// about meanwhile is seen in part.
     ///
     /// # Errors
-    /// As [`Root::walk`].
+    /// As [`Root::walk`]; of kind `Other` when the tree is beyond the bounds.
     pub fn usage(&self) -> io::Result<Usage> {
         let mut usage = Usage::default();
         let mut seen = HashSet::new();
@@ -149,11 +150,14 @@ impl Root {
             usage.inodes += 1;
         };
         add(&self.stat()?);
-        self.walk(&mut |e| {
+        let walked = self.walk(&mut |e| {
             add(&e.stat);
             Ok(())
-        })?;
-        Ok(usage)
+        });
+        match walked {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(usage),
+            r => r.map(|()| usage),
+        }
     }
 }
 

@@ -11,7 +11,9 @@ use crate::pod::spec;
 use crate::pod::state::Event;
 use crate::pod::worker::Msg;
 use crate::quantity;
+use crate::volumes::work::{self, Lane};
 use k8s_openapi::api::core::v1::Pod;
+use skiff_beneath::Root;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -248,26 +250,14 @@ pub fn storage_limits(pod: &Pod) -> (Limits, Limits) {
     (volumes, containers)
 }
 
-/// Bytes that a directory's files occupy, without following links or entering other file systems.
+/// Bytes that a directory's files occupy, without following links or entering other file systems. A tree that hides from
+/// being measured counts as more than anybody may have.
 fn occupied(dir: &Path) -> i64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(top) = std::fs::symlink_metadata(dir) else {
-        return 0;
-    };
-    let mut total = 0;
-    let mut stack = vec![dir.to_path_buf()];
-    while let Some(d) = stack.pop() {
-        for e in std::fs::read_dir(d).into_iter().flatten().flatten() {
-            let Ok(m) = e.path().symlink_metadata() else {
-                continue;
-            };
-            total += m.blocks() as i64 * 512;
-            if m.is_dir() && m.dev() == top.dev() {
-                stack.push(e.path());
-            }
-        }
+    match Root::open(dir).and_then(|d| d.usage()) {
+        Ok(usage) => i64::try_from(usage.bytes).unwrap_or(i64::MAX),
+        Err(e) if e.kind() == std::io::ErrorKind::Other => i64::MAX,
+        Err(_) => 0,
     }
-    total
 }
 
 /// Ends pods that use more local storage than they may. Nothing is looked at when no pod has a limit.
@@ -303,13 +293,17 @@ async fn beyond_limits(k: &Arc<Kubelet>) {
                 )
             })
             .collect();
-        let full = tokio::task::spawn_blocking(move || {
+        let job = move |_: &work::Closed| {
             dirs.into_iter()
                 .find(|(dir, _, limit)| occupied(dir) > *limit)
-        })
-        .await
-        .ok()
-        .flatten();
+        };
+        let full = k
+            .volumes
+            .work
+            .run(&uid, Lane::Read, work::MEASURE, job)
+            .await
+            .ok()
+            .flatten();
         let mut message = full.map(|(_, name, limit)| {
             format!("Usage of EmptyDir volume \"{name}\" exceeds the limit \"{limit}\" bytes. ")
         });

@@ -65,6 +65,10 @@ pub async fn run(
             source,
         })?;
     }
+    volumes::place::close(&config).map_err(|source| Error::Directory {
+        path: config.root_dir.display().to_string(),
+        source,
+    })?;
     let listener = server::bind(&config).await.map_err(Error::Server)?;
     let client = informers.client().clone();
     let pods = if config.shared_caches {

@@ -1,15 +1,19 @@
 //! Reading a container's log for `kubectl logs`: tail, since, follow, timestamps, limit; across rotated files; woken
 //! by inotify (upstream pkg/kubelet/kuberuntime/logs). Owns parsing and selection; who may read is the server's.
+//!
+//! Memory is bounded whatever the file holds: lines longer than [`LONGEST`] pass in pieces.
 
-use super::rotate::rotated;
+use super::Log;
 use bytes::Bytes;
 use jiff::Timestamp;
 use rustix::fs::inotify;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::mem::MaybeUninit;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
@@ -60,11 +64,18 @@ pub fn parse(line: &[u8]) -> Option<Line<'_>> {
     })
 }
 
+/// A longer line is handed on in pieces. Runtimes cut at 16 KiB.
+const LONGEST: usize = 64 << 10;
+/// What is sent at once, about.
+const CHUNK: usize = 32 << 10;
+
 /// Turns raw lines into what the user sees.
 struct Renderer {
     options: Options,
     left: Option<u64>,
     begun: bool,
+    /// Of the line whose first piece was rendered: is it shown, and is it partial?
+    piece: (bool, bool),
 }
 
 impl Renderer {
@@ -73,35 +84,46 @@ impl Renderer {
             left: options.limit,
             options: options.clone(),
             begun: true,
+            piece: (false, false),
         }
     }
 
-    /// Appends the line as it is to be shown; false when the limit is reached.
-    fn render(&mut self, raw: &[u8], out: &mut Vec<u8>) -> bool {
-        let Some(line) = parse(raw) else { return true };
-        if self
+    fn shown(&self, line: &Line<'_>) -> bool {
+        let other = self.options.stream.as_deref();
+        let early = self
             .options
-            .stream
-            .as_deref()
-            .is_some_and(|s| s != line.stream)
-        {
-            return true;
-        }
-        if let Some(since) = self.options.since
-            && line.time.parse::<Timestamp>().is_ok_and(|t| t < since)
-        {
-            return true;
-        }
+            .since
+            .is_some_and(|since| line.time.parse::<Timestamp>().is_ok_and(|t| t < since));
+        !early && other.is_none_or(|s| s == line.stream)
+    }
+
+    /// Appends a line, or a piece of one, as it is to be shown; false when the limit is reached. `first`: it begins the
+    /// line; `last`: it ends it.
+    fn render(&mut self, raw: &[u8], first: bool, last: bool, out: &mut Vec<u8>) -> bool {
         let at = out.len();
-        if self.options.timestamps && self.begun {
-            out.extend_from_slice(line.time.as_bytes());
-            out.push(b' ');
+        let mut text = raw;
+        if first {
+            let line = parse(raw);
+            let shown = line.as_ref().is_some_and(|l| self.shown(l));
+            let partial = line.as_ref().is_some_and(|l| l.partial);
+            self.piece = (shown, partial);
+            if let Some(line) = line.filter(|_| shown) {
+                if self.options.timestamps && self.begun {
+                    out.extend_from_slice(line.time.as_bytes());
+                    out.push(b' ');
+                }
+                text = line.text;
+            }
         }
-        out.extend_from_slice(line.text);
-        if !line.partial {
+        let (shown, partial) = self.piece;
+        if !shown {
+            return true;
+        }
+        out.extend_from_slice(text);
+        if last && !partial {
             out.push(b'\n');
         }
-        self.begun = !line.partial;
+        self.begun = last && !partial;
         if let Some(left) = &mut self.left {
             let new = (out.len() - at) as u64;
             if new >= *left {
@@ -115,81 +137,94 @@ impl Renderer {
     }
 }
 
-/// Sends what is asked for. `running` says whether the container still runs, and `changes` wakes when that may have
-/// changed.
+/// Sends what is asked for. `base` is the directory of all logs; `running` says whether the container still runs, and
+/// `changes` wakes when that may have changed.
 pub async fn stream(
+    base: PathBuf,
     path: PathBuf,
     options: Options,
     tx: mpsc::Sender<std::io::Result<Bytes>>,
     mut changes: Option<watch::Receiver<u64>>,
     running: impl Fn() -> bool,
 ) {
-    if let Err(e) = follow(&path, &options, &tx, &mut changes, &running).await {
+    if let Err(e) = follow(base, path, &options, &tx, &mut changes, &running).await {
         let _ = tx.send(Err(e)).await;
     }
 }
 
+/// Files are read off the threads that carry everybody.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(std::io::Error::other)?
+}
+
 async fn follow(
-    path: &Path,
+    base: PathBuf,
+    path: PathBuf,
     options: &Options,
     tx: &mpsc::Sender<std::io::Result<Bytes>>,
     changes: &mut Option<watch::Receiver<u64>>,
     running: &impl Fn() -> bool,
 ) -> std::io::Result<()> {
-    let mut renderer = Renderer::new(options);
+    let log = Arc::new(blocking(move || Log::find(&base, &path)).await?);
     // The watch begins before the first read, so that nothing is missed between them.
     let notify = if options.follow {
-        Some(Watch::new(path)?)
+        Some(Watch::new(&log)?)
     } else {
         None
     };
-    let mut files = rotated(path);
-    files.push(path.to_path_buf());
-    let mut skip = match options.tail {
-        Some(n) => start_of_tail(&files, n)?,
-        None => (0, 0),
-    };
+    let (held, tail) = (log.clone(), options.tail);
+    let (files, mut skip) = blocking(move || {
+        let mut files = held.rotated();
+        files.push(held.name.clone());
+        let skip = match tail {
+            Some(n) => start_of_tail(&held, &files, n)?,
+            None => (0, 0),
+        };
+        Ok((files, skip))
+    })
+    .await?;
     if options.tail == Some(0) && !options.follow {
         return Ok(());
     }
-    let mut current: Option<BufReader<File>> = None;
+    let renderer = Renderer::new(options);
+    let mut source = Source {
+        reader: None,
+        rest: Vec::new(),
+        first: true,
+        renderer,
+    };
     for (i, file) in files.iter().enumerate() {
         if i < skip.0 {
             continue;
         }
-        let mut f = match File::open(file) {
-            Ok(f) => f,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
-        };
-        if i == skip.0 {
-            f.seek(SeekFrom::Start(skip.1))?;
-            skip = (skip.0, 0);
+        let from = if i == skip.0 { skip.1 } else { 0 };
+        skip = (skip.0, 0);
+        if source.open(&log, file, from).await? {
+            match drain(source, tx).await? {
+                Some(back) => source = back,
+                None => return Ok(()),
+            }
         }
-        let mut reader = BufReader::with_capacity(32 << 10, f);
-        if !drain(&mut reader, &mut Vec::new(), &mut renderer, tx).await? {
-            return Ok(());
-        }
-        current = Some(reader);
     }
     let Some(notify) = notify else { return Ok(()) };
-    let mut rest = Vec::new();
     loop {
         // First whether it runs, then the file: what it wrote last is not missed.
         let alive = running();
-        if let Some(reader) = &mut current
-            && !drain(reader, &mut rest, &mut renderer, tx).await?
-        {
-            return Ok(());
+        match drain(source, tx).await? {
+            Some(back) => source = back,
+            None => return Ok(()),
         }
-        let replaced = match (&current, std::fs::metadata(path)) {
-            (Some(reader), Ok(new)) => reader.get_ref().metadata()?.ino() != new.ino(),
+        let replaced = match (&source.reader, log.dir.stat_at(&log.name)) {
+            (Some(reader), Ok(new)) => reader.get_ref().metadata()?.ino() != new.st_ino,
             (None, Ok(_)) => true,
             (_, Err(_)) => false,
         };
         if replaced {
-            current = Some(BufReader::new(File::open(path)?));
-            rest.clear();
+            source.open(&log, &log.name, 0).await?;
             continue;
         }
         if !alive {
@@ -215,46 +250,102 @@ async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
     }
 }
 
-/// Sends every complete line there is; an incomplete one waits in `rest`. False when nobody wants more.
-async fn drain(
-    reader: &mut BufReader<File>,
-    rest: &mut Vec<u8>,
-    renderer: &mut Renderer,
-    tx: &mpsc::Sender<std::io::Result<Bytes>>,
-) -> std::io::Result<bool> {
-    const CHUNK: usize = 32 << 10;
-    let mut out = Vec::new();
-    loop {
-        let n = reader.read_until(b'\n', rest)?;
-        let complete = rest.last() == Some(&b'\n');
-        let mut more = true;
-        if complete {
-            more = renderer.render(&rest[..rest.len() - 1], &mut out);
-            rest.clear();
+/// The file that is read now, and what of it waits for its end.
+struct Source {
+    reader: Option<BufReader<File>>,
+    /// A line, or the piece of one, that has not ended yet.
+    rest: Vec<u8>,
+    /// Does `rest` begin its line?
+    first: bool,
+    renderer: Renderer,
+}
+
+impl Source {
+    /// Goes on with another file; false when it is gone already.
+    async fn open(&mut self, log: &Arc<Log>, name: &OsStr, from: u64) -> std::io::Result<bool> {
+        self.rest.clear();
+        self.first = true;
+        let (log, name) = (log.clone(), name.to_owned());
+        let opened = blocking(move || {
+            let mut file = log.dir.open_file(name)?;
+            file.seek(SeekFrom::Start(from))?;
+            Ok(file)
+        });
+        match opened.await {
+            Ok(file) => self.reader = Some(BufReader::with_capacity(CHUNK, file)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e),
         }
-        if (n == 0 || !more || out.len() >= CHUNK) && !out.is_empty() {
-            let chunk = Bytes::from(std::mem::take(&mut out));
-            if tx.send(Ok(chunk)).await.is_err() {
-                return Ok(false);
+        Ok(true)
+    }
+
+    /// The next chunk to be sent, and whether there may be more to read. An incomplete line waits in `rest`.
+    fn read(&mut self, out: &mut Vec<u8>) -> std::io::Result<Next> {
+        let Some(reader) = &mut self.reader else {
+            return Ok(Next::End);
+        };
+        while out.len() < CHUNK {
+            let have = reader.fill_buf()?;
+            if have.is_empty() {
+                return Ok(Next::End);
             }
-        }
-        if !more {
-            return Ok(false);
-        }
-        if n == 0 || !complete {
-            if n != 0 {
+            let room = LONGEST - self.rest.len();
+            let have = &have[..have.len().min(room)];
+            let newline = have.iter().position(|b| *b == b'\n');
+            let taken = newline.map_or(have.len(), |at| at + 1);
+            self.rest.extend_from_slice(&have[..taken]);
+            reader.consume(taken);
+            if newline.is_none() && self.rest.len() < LONGEST {
                 continue;
             }
-            return Ok(true);
+            let last = newline.is_some();
+            let text = &self.rest[..self.rest.len() - usize::from(last)];
+            let more = self.renderer.render(text, self.first, last, out);
+            self.rest.clear();
+            self.first = last;
+            if !more {
+                return Ok(Next::Enough);
+            }
+        }
+        Ok(Next::More)
+    }
+}
+
+enum Next {
+    More,
+    End,
+    Enough,
+}
+
+/// Sends everything there is. None when nobody wants more.
+async fn drain(
+    mut source: Source,
+    tx: &mpsc::Sender<std::io::Result<Bytes>>,
+) -> std::io::Result<Option<Source>> {
+    loop {
+        let (next, out);
+        (source, next, out) = blocking(move || {
+            let mut out = Vec::new();
+            let next = source.read(&mut out)?;
+            Ok((source, next, out))
+        })
+        .await?;
+        if !out.is_empty() && tx.send(Ok(Bytes::from(out))).await.is_err() {
+            return Ok(None);
+        }
+        match next {
+            Next::More => {}
+            Next::End => return Ok(Some(source)),
+            Next::Enough => return Ok(None),
         }
     }
 }
 
 /// Index of the file and offset in it where the last `lines` lines begin.
-fn start_of_tail(files: &[PathBuf], lines: u64) -> std::io::Result<(usize, u64)> {
+fn start_of_tail(log: &Log, files: &[OsString], lines: u64) -> std::io::Result<(usize, u64)> {
     let mut wanted = lines;
     for (i, file) in files.iter().enumerate().rev() {
-        let mut f = match File::open(file) {
+        let mut f = match log.dir.open_file(file) {
             Ok(f) => f,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             Err(e) => return Err(e),
@@ -300,12 +391,11 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(path: &Path) -> std::io::Result<Self> {
+    fn new(log: &Log) -> std::io::Result<Self> {
         let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let dir = path.parent().unwrap_or(Path::new("/"));
         inotify::add_watch(
             &fd,
-            dir,
+            log.dir.proc_path(),
             inotify::WatchFlags::MODIFY
                 | inotify::WatchFlags::CREATE
                 | inotify::WatchFlags::MOVED_TO
@@ -332,7 +422,7 @@ impl Watch {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::sync::Arc;
+    use std::path::Path;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     const LOG: &str = "2026-01-01T00:00:00.1Z stdout F one\n\
@@ -346,9 +436,14 @@ mod tests {
         d
     }
 
+    fn base(path: &Path) -> PathBuf {
+        path.parent().unwrap().to_path_buf()
+    }
+
     async fn run(path: &Path, options: Options) -> String {
         let (tx, mut rx) = mpsc::channel(16);
-        let task = tokio::spawn(stream(path.to_path_buf(), options, tx, None, || false));
+        let (base, path) = (base(path), path.to_path_buf());
+        let task = tokio::spawn(stream(base, path, options, tx, None, || false));
         let mut out = Vec::new();
         while let Some(chunk) = rx.recv().await {
             out.extend(chunk.unwrap());
@@ -455,6 +550,7 @@ mod tests {
         };
         let a = alive.clone();
         let task = tokio::spawn(stream(
+            base(&path),
             path.clone(),
             options,
             tx,
@@ -480,6 +576,52 @@ mod tests {
         changed.send(1).unwrap();
         assert!(rx.recv().await.is_none());
         task.await.unwrap();
+        std::fs::remove_dir_all(d).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_line_that_never_ends_passes_in_pieces_and_is_selected_as_one() {
+        let d = dir();
+        let path = d.join("0.log");
+        let mut f = std::fs::File::create(&path).unwrap();
+        let long = "x".repeat(3 << 20);
+        writeln!(f, "2026-01-01T00:00:00.1Z stdout F {long}").unwrap();
+        writeln!(f, "2026-01-01T00:00:00.1Z stderr F {long}").unwrap();
+        writeln!(f, "2026-01-01T00:00:00.1Z stdout P end").unwrap();
+        let options = Options {
+            timestamps: true,
+            stream: Some("stdout".into()),
+            ..Options::default()
+        };
+        let (tx, mut rx) = mpsc::channel(1);
+        tokio::spawn(stream(d.clone(), path, options, tx, None, || false));
+        let mut out = Vec::new();
+        while let Some(chunk) = rx.recv().await {
+            let chunk = chunk.unwrap();
+            assert!(chunk.len() <= CHUNK + LONGEST + 100, "{}", chunk.len());
+            out.extend(chunk);
+        }
+        let time = "2026-01-01T00:00:00.1Z";
+        // The last line of a container that wrote no newline has none.
+        let want = format!("{time} {long}\n{time} end");
+        assert!(String::from_utf8(out).unwrap() == want);
+        std::fs::remove_dir_all(d).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_log_that_is_no_regular_file_is_not_opened() {
+        let d = dir();
+        let fifo = rustix::fs::Mode::from_raw_mode(0o666);
+        rustix::fs::mkfifoat(rustix::fs::CWD, d.join("0.log"), fifo).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", d.join("1.log")).unwrap();
+        std::os::unix::fs::symlink("/etc", d.join("etc")).unwrap();
+        for bad in ["0.log", "1.log", "etc/passwd"] {
+            let (tx, mut rx) = mpsc::channel(1);
+            let options = Options::default();
+            tokio::spawn(stream(d.clone(), d.join(bad), options, tx, None, || false));
+            assert!(rx.recv().await.unwrap().is_err(), "{bad}");
+            assert!(rx.recv().await.is_none());
+        }
         std::fs::remove_dir_all(d).unwrap();
     }
 

@@ -6,12 +6,14 @@ use super::spec::{self, Role};
 use super::state::{ResizePending, StartError};
 use super::termination_message;
 use super::view::{ContainerView, RunState, RuntimeView, SandboxView};
-use crate::cri::{Cri, CriError};
+use crate::cri::CriError;
 use crate::kubelet::Kubelet;
 use crate::kuberuntime::env::Sources;
 use crate::kuberuntime::{self, container, env, resources, services};
 use crate::node::admission;
 use crate::prober::check::Target;
+use crate::volumes::place::Place;
+use crate::volumes::work::{self, Lane};
 use crate::volumes::{self, mounts, tear_down};
 use crate::{cgroups, labels, lifecycle};
 use jiff::Timestamp;
@@ -28,10 +30,11 @@ use tokio_util::sync::CancellationToken;
 /// # Errors
 /// The runtime did not answer.
 pub async fn look(
-    cri: &Cri,
+    k: &Kubelet,
     uid: &str,
     before: Option<&RuntimeView>,
 ) -> Result<RuntimeView, CriError> {
+    let cri = &k.cri;
     let filter = HashMap::from([(labels::POD_UID.to_string(), uid.to_string())]);
     let (sandboxes, containers) = tokio::try_join!(
         cri.list_pod_sandbox(filter.clone()),
@@ -75,7 +78,7 @@ pub async fn look(
         match cri.container_status(&c.id).await {
             Ok(status) => {
                 let mut one = ContainerView::from_cri(status, c.pod_sandbox_id);
-                termination_message::fill(&mut one);
+                termination_message::fill(&mut one, uid, k).await;
                 out.containers.push(one);
             }
             Err(e) if e.is_not_found() => {}
@@ -120,7 +123,11 @@ pub async fn mount_volumes(
         allocatable: &k.capacity.allocatable,
         now: Timestamp::now(),
     };
-    k.volumes.mount_all(pod, &cx).await
+    let done = k.volumes.mount_all(pod, &cx).await?;
+    for warning in done.warnings {
+        k.note(pod, EventType::Warning, "AlreadyMountedVolume", &warning);
+    }
+    Ok(done.refresh)
 }
 
 /// Makes the pod's cgroup and sandbox.
@@ -280,6 +287,33 @@ impl Start {
             .map(|(c, _)| c)
     }
 
+    /// Volumes may be on file systems that do not answer: that is waited for elsewhere, and not for ever.
+    async fn mounts(
+        &self,
+        k: &Arc<Kubelet>,
+        c: &Container,
+        env: &[(String, String)],
+    ) -> Result<Vec<k8s_cri::v1::Mount>, String> {
+        let uid = spec::uid(&self.pod);
+        let inputs = mounts::Inputs {
+            place: Place::new(&k.config, uid),
+            cluster_domain: k.config.cluster_domain.clone(),
+            volumes: k.volumes.of(uid),
+            env: env.to_vec(),
+            pod_ips: self.ips.clone(),
+            attempt: self.attempt,
+        };
+        let (pod, c) = (self.pod.clone(), c.clone());
+        let job = move |closed: &work::Closed| {
+            if closed.is() {
+                return Err("the pod's volumes are being removed".into());
+            }
+            mounts::make(&pod, &c, &inputs)
+        };
+        let made = k.volumes.work.run(uid, Lane::Mount, work::MOUNT, job);
+        made.await.map_err(|e| format!("volume mounts: {e}"))?
+    }
+
     async fn create_and_start(
         &self,
         k: &Arc<Kubelet>,
@@ -333,18 +367,7 @@ impl Start {
         )
         .map_err(config_error)?;
 
-        let mounts = mounts::make(
-            pod,
-            c,
-            &mounts::Inputs {
-                config: &k.config,
-                volumes: &k.volumes.of(uid),
-                env: &env,
-                pod_ips: &self.ips,
-                attempt: self.attempt,
-            },
-        )
-        .map_err(config_error)?;
+        let mounts = self.mounts(k, c, &env).await.map_err(config_error)?;
         let config = container::config(
             pod,
             c,
@@ -548,16 +571,20 @@ pub async fn clean_up(k: &Arc<Kubelet>, pod: &Arc<Pod>, all: bool) -> Result<(),
     k.volumes.forget(&uid);
     let dir = k.config.pod_dir(&uid);
     let root = k.config.cgroup_root.clone();
-    tokio::task::spawn_blocking(move || {
+    let pod_uid = uid.clone();
+    let job = move |_: &work::Closed| {
         if all {
-            tear_down::remove_pod_dir(&dir)?;
+            tear_down::remove(&dir)?;
         } else {
             // Termination messages stay until the pod is deleted.
-            tear_down::remove_pod_dir(&dir.join("volume-subpaths"))?;
-            tear_down::remove_pod_dir(&dir.join("volumes"))?;
+            tear_down::remove(&dir.join("volume-subpaths"))?;
+            tear_down::remove(&dir.join("volumes"))?;
         }
-        cgroups::remove_pod(&root, &uid).map_err(|e| format!("pod cgroup: {e}"))
-    })
-    .await
-    .map_err(|e| e.to_string())?
+        cgroups::remove_pod(&root, &pod_uid).map_err(|e| format!("pod cgroup: {e}"))
+    };
+    let done = k
+        .volumes
+        .work
+        .run(&uid, Lane::TearDown, work::TEAR_DOWN, job);
+    done.await.map_err(|e| format!("volumes: {e}"))?
 }

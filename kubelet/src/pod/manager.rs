@@ -7,6 +7,7 @@ use super::worker::{Msg, Worker};
 use crate::kubelet::Kubelet;
 use crate::node::admission;
 use crate::volumes::tear_down;
+use crate::volumes::work::{self, Lane};
 use crate::{cgroups, labels};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use skiff_client::Event;
@@ -134,9 +135,7 @@ fn clean_orphans(k: &Arc<Kubelet>, had: &HashSet<String>) {
             }
         });
     }
-    let k = k.clone();
-    let had = had.clone();
-    tokio::task::spawn_blocking(move || remove_orphaned_dirs(&k, &known, &had));
+    remove_orphaned_dirs(k, &known, had);
 }
 
 async fn end_orphan(k: &Arc<Kubelet>, uid: &str) -> Result<(), String> {
@@ -181,41 +180,50 @@ async fn end_orphan(k: &Arc<Kubelet>, uid: &str) -> Result<(), String> {
         uid.to_string(),
     );
     let logs = k.config.pod_logs_dir.clone();
-    tokio::task::spawn_blocking(move || {
-        tear_down::remove_pod_dir(&dir)?;
-        cgroups::remove_pod(&root, &uid).map_err(|e| e.to_string())?;
-        remove_logs(&logs, |u| u == uid);
+    let pod_uid = uid.clone();
+    let job = move |_: &work::Closed| {
+        tear_down::remove(&dir)?;
+        cgroups::remove_pod(&root, &pod_uid).map_err(|e| e.to_string())?;
+        remove_logs(&logs, |u| u == pod_uid);
         Ok(())
-    })
-    .await
-    .map_err(|e| e.to_string())?
+    };
+    let work = &k.volumes.work;
+    let done = work.run(&uid, Lane::TearDown, work::TEAR_DOWN, job).await;
+    work.forget(&uid);
+    done.map_err(|e| e.to_string())?
 }
 
-fn remove_orphaned_dirs(k: &Kubelet, known: &HashSet<String>, had: &HashSet<String>) {
+/// Each is removed by itself: one that hangs holds up no other.
+fn remove_orphaned_dirs(k: &Arc<Kubelet>, known: &HashSet<String>, had: &HashSet<String>) {
     let unclaimed = |uid: &str| {
         !known.contains(uid) && !had.contains(uid) && !k.workers.lock().contains_key(uid)
     };
-    for entry in std::fs::read_dir(k.config.root_dir.join("pods"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    let pods = k.config.root_dir.join("pods");
+    for entry in std::fs::read_dir(&pods).into_iter().flatten().flatten() {
         let uid = entry.file_name().to_string_lossy().into_owned();
-        if unclaimed(&uid) {
-            if let Err(e) = tear_down::remove_pod_dir(&entry.path()) {
+        if !unclaimed(&uid) {
+            continue;
+        }
+        let (k, dir) = (k.clone(), entry.path());
+        tokio::spawn(async move {
+            let job = move |_: &work::Closed| tear_down::remove(&dir);
+            let work = &k.volumes.work;
+            let lane = Lane::TearDown;
+            let gone = work.run(&uid, lane, work::TEAR_DOWN, job).await;
+            if let Err(e) = gone.map_err(|e| e.to_string()).and_then(|r| r) {
                 tracing::warn!(uid, error = %e, "directory of a pod that is gone could not be removed");
             }
+            work.forget(&uid);
             let _ = cgroups::remove_pod(&k.config.cgroup_root, &uid);
-        }
+        });
     }
     remove_logs(&k.config.pod_logs_dir, unclaimed);
 }
 
 fn remove_logs(dir: &std::path::Path, which: impl Fn(&str) -> bool) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.rsplit_once('_').is_some_and(|(_, uid)| which(uid)) {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
+    tear_down::remove_entries(dir, |name| {
+        name.to_string_lossy()
+            .rsplit_once('_')
+            .is_some_and(|(_, uid)| which(uid))
+    });
 }

@@ -458,7 +458,7 @@ fn container_status(
                         name: m.name,
                         recursive_read_only: m.read_only.unwrap_or(false).then(|| {
                             match m.recursive_read_only.as_deref() {
-                                Some("Enabled") => "Enabled".to_string(),
+                                Some("Enabled" | "IfPossible") => "Enabled".to_string(),
                                 _ => "Disabled".to_string(),
                             }
                         }),

@@ -10,6 +10,7 @@ use crate::kubelet::Kubelet;
 use crate::logs;
 use crate::prober::Probers;
 use crate::volumes::tear_down;
+use crate::volumes::work::{self, Lane};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use parking_lot::Mutex;
@@ -150,7 +151,7 @@ impl Worker {
             if looking {
                 looking = false;
                 look_again = None;
-                match look(&self.kubelet.cri, &uid, self.state.view.as_ref()).await {
+                match look(&self.kubelet, &uid, self.state.view.as_ref()).await {
                     Ok(view) => {
                         events.push(Event::Runtime(view));
                         events.append(&mut held);
@@ -296,7 +297,7 @@ impl Worker {
                 let tx = self.tx.clone();
                 tokio::spawn(async move {
                     match k.cri.remove_container(&id).await {
-                        Ok(()) => logs::rotate::remove(std::path::Path::new(&log)),
+                        Ok(()) => logs::rotate::remove(&k.config.pod_logs_dir, log.into()).await,
                         Err(e) => {
                             tracing::debug!(error = %e, "a dead container could not be removed")
                         }
@@ -356,11 +357,24 @@ impl Worker {
                     .pod_log_dir(spec::namespace(&pod), spec::name(&pod), &uid);
                 let dir = k.config.pod_dir(&uid);
                 k.volumes.forget(&uid);
-                tokio::task::spawn_blocking(move || {
-                    if let Err(e) = tear_down::remove_pod_dir(&dir) {
-                        tracing::warn!(error = %e, "a pod's directory could not be removed");
+                tokio::spawn(async move {
+                    let job = move |_: &work::Closed| {
+                        if let Err(e) = tear_down::remove(&dir) {
+                            tracing::warn!(error = %e, "a pod's directory could not be removed");
+                        }
+                        tear_down::remove(&logs)
+                    };
+                    let lane = Lane::TearDown;
+                    match k.volumes.work.run(&uid, lane, work::TEAR_DOWN, job).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(e)) => {
+                            tracing::warn!(error = %e, "a pod's logs could not be removed")
+                        }
+                        Err(e) => {
+                            tracing::warn!(uid, error = %e, "a pod's directory could not be removed")
+                        }
                     }
-                    let _ = std::fs::remove_dir_all(logs);
+                    k.volumes.work.forget(&uid);
                 });
                 return true;
             }

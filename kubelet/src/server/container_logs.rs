@@ -132,7 +132,8 @@ pub async fn get(
                 .iter()
                 .any(|c| c.id == id && c.state == RunState::Running)
         };
-        stream(path, options, tx, Some(changes), running).await;
+        let base = k.config.pod_logs_dir.clone();
+        stream(base, path, options, tx, Some(changes), running).await;
     });
     let body =
         futures::stream::unfold(rx, |mut rx| async move { rx.recv().await.map(|c| (c, rx)) });

@@ -6,15 +6,6 @@ use crate::pod::spec;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, ProjectedVolumeSource};
 
-/// Does the volume hold something that must not reach a disk?
-pub fn is_sensitive(source: &ProjectedVolumeSource) -> bool {
-    source
-        .sources
-        .iter()
-        .flatten()
-        .any(|s| s.secret.is_some() || s.service_account_token.is_some())
-}
-
 /// The files, and when the earliest token must be renewed.
 ///
 /// # Errors
@@ -76,13 +67,11 @@ pub async fn payload(
     Ok((out, refresh))
 }
 
-/// Tokens are for the pod's user only: 0600 when a group or one common user can be given (upstream's rule).
+/// Tokens are for the pod's user only: 0600 when a group or one common user can be given (upstream's rule); the group's
+/// right to read comes with the volume.
 fn token_access(pod: &Pod, mode: i32) -> (u32, Option<u32>) {
     let s = spec::spec(pod);
     let sc = s.security_context.as_ref();
-    if sc.and_then(|s| s.fs_group).is_some() {
-        return (0o600, None);
-    }
     let pod_user = sc.and_then(|s| s.run_as_user);
     let mut users = spec::containers(pod)
         .iter()
@@ -94,8 +83,37 @@ fn token_access(pod: &Pod, mode: i32) -> (u32, Option<u32>) {
                 .or(pod_user)
         });
     let first = users.next().flatten();
-    match first {
-        Some(u) if users.all(|o| o == Some(u)) => (0o600, u32::try_from(u).ok()),
-        _ => (mode as u32 & 0o777, None),
+    let common = first
+        .filter(|u| users.all(|o| o == Some(*u)))
+        .and_then(|u| u32::try_from(u).ok());
+    if common.is_some() || sc.and_then(|s| s.fs_group).is_some() {
+        return (0o600, common);
+    }
+    (mode as u32 & 0o777, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_its_users_alone_where_there_is_one_user() {
+        let get = |spec: serde_json::Value| {
+            let pod: Pod = serde_json::from_value(serde_json::json!({"spec": spec})).unwrap();
+            token_access(&pod, 0o644)
+        };
+        let c = |user: Option<i64>| match user {
+            Some(u) => serde_json::json!({"name": "c", "securityContext": {"runAsUser": u}}),
+            None => serde_json::json!({"name": "c"}),
+        };
+        let two = |a, b| serde_json::json!({"containers": [c(a), c(b)]});
+        assert_eq!(get(two(Some(5), Some(5))), (0o600, Some(5)));
+        assert_eq!(get(two(Some(5), Some(6))), (0o644, None));
+        assert_eq!(get(two(Some(5), None)), (0o644, None));
+        let group =
+            serde_json::json!({"containers": [c(Some(5))], "securityContext": {"fsGroup": 7}});
+        assert_eq!(get(group), (0o600, Some(5)));
+        let group = serde_json::json!({"containers": [c(None)], "securityContext": {"fsGroup": 7}});
+        assert_eq!(get(group), (0o600, None));
     }
 }

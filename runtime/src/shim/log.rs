@@ -76,10 +76,10 @@ impl LineSplitter {
         }
     }
 
-    /// The stream ended: a last line without a newline is a full line.
+    /// The stream ended: a last line without a newline is partial (as containerd writes it), so that readers add none.
     pub fn finish(&mut self, now: i64, out: &mut Vec<u8>) {
         if !self.partial.is_empty() {
-            self.emit(now, b'F', &self.partial, &[], out);
+            self.emit(now, b'P', &self.partial, &[], out);
             self.partial = Vec::new();
         }
     }
@@ -89,7 +89,8 @@ fn memchr_newline(data: &[u8]) -> Option<usize> {
     data.iter().position(|b| *b == b'\n')
 }
 
-/// The log file of a container. Write errors (a full disk) lose lines but never stop the container.
+/// The log file of a container. Write errors (a full disk) lose lines but never stop the container. A link or a FIFO that
+/// somebody put in its place is refused: a pod that may write in the logs' directory must not choose what root writes to.
 pub struct LogFile {
     path: PathBuf,
     file: File,
@@ -98,11 +99,19 @@ pub struct LogFile {
 impl LogFile {
     pub fn open(path: &Path) -> io::Result<Self> {
         let open = || {
-            File::options()
+            let file = File::options()
                 .append(true)
                 .create(true)
                 .mode(0o640)
-                .open(path)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
+                .open(path)?;
+            if !file.metadata()?.is_file() {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("{}: not a regular file", path.display()),
+                ));
+            }
+            Ok(file)
         };
         let file = match open() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -169,7 +178,7 @@ mod tests {
             .collect();
         assert_eq!(lines[..3], ["F one", "F two", "F "]);
         assert_eq!(lines[3], format!("P {}", "x".repeat(MAX_LINE)));
-        assert_eq!(lines[4], "F x");
+        assert_eq!(lines[4], "P x");
     }
 
     #[test]
@@ -181,6 +190,22 @@ mod tests {
         s.push(&data, 0, &mut out);
         assert!(String::from_utf8(out).unwrap().contains("stderr F yyy"));
         assert!(s.partial.is_empty());
+    }
+
+    #[test]
+    fn a_log_is_written_to_a_regular_file_only() {
+        let d = std::env::temp_dir().join(format!("skiff-shimlog-{}", std::process::id()));
+        std::fs::create_dir_all(&d).unwrap();
+        std::fs::write(d.join("host"), "").unwrap();
+        std::os::unix::fs::symlink(d.join("host"), d.join("link")).unwrap();
+        let fifo = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, d.join("fifo"), fifo).unwrap();
+        for bad in ["link", "fifo", ""] {
+            assert!(LogFile::open(&d.join(bad)).is_err(), "{bad}");
+        }
+        LogFile::open(&d.join("new/0.log")).unwrap().write(b"x\n");
+        assert_eq!(std::fs::read(d.join("new/0.log")).unwrap(), b"x\n");
+        std::fs::remove_dir_all(d).unwrap();
     }
 
     proptest::proptest! {
@@ -204,7 +229,7 @@ mod tests {
                 }
             }
             let want: String = pieces.iter().map(|p| p.repeat(500)).collect();
-            proptest::prop_assert_eq!(text.trim_end_matches('\n'), want.trim_end_matches('\n'));
+            proptest::prop_assert_eq!(text, want);
         }
     }
 }

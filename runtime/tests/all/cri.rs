@@ -775,7 +775,7 @@ async fn logs_are_split_reopened_and_complete_and_exec_output_is_cut_at_its_limi
         [
             ("stdout P".to_string(), 16384),
             ("stdout F".into(), 3616),
-            ("stdout F".into(), 3)
+            ("stdout P".into(), 3)
         ]
     );
 
