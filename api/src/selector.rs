@@ -715,6 +715,20 @@ impl FieldSelector {
         Ok(Self { requirements })
     }
 
+    /// Field and value of every term that asks for one value exactly, whatever the kind; None when the text is no
+    /// selector. For authorization, which comes before the kind is known.
+    pub fn exact_terms(text: &str) -> Option<Vec<(String, String)>> {
+        let mut terms = Vec::new();
+        for term in split_terms(text).into_iter().filter(|t| !t.is_empty()) {
+            let (name, equals, value) = split_term(term)?;
+            let value = unescape(value).ok()?;
+            if equals {
+                terms.push((name.to_string(), value));
+            }
+        }
+        Some(terms)
+    }
+
     /// Matches every object?
     pub fn is_everything(&self) -> bool {
         self.requirements.is_empty()

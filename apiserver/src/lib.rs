@@ -217,7 +217,15 @@ pub async fn serve(mut config: Config, cancel: CancellationToken) -> Result<Hand
         .set("poststarthook/bootstrap", Err("not finished".into()));
     bootstrap::run(&app).await.map_err(Error::Bootstrap)?;
     app.health.set("poststarthook/bootstrap", Ok(()));
-    tokio::spawn(auth::credential::Sessions::follow(app.clone()));
+    let this = app.clone();
+    app.supervisor.spawn("apiserver/sessions", move || {
+        auth::credential::Sessions::follow(this.clone())
+    });
+    let this = app.clone();
+    app.supervisor
+        .spawn("apiserver/clusterrole-aggregation", move || {
+            auth::rbac::aggregation::follow(this.clone())
+        });
     let task = tokio::spawn({
         let app = app.clone();
         async move {

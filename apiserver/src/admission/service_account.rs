@@ -2,8 +2,10 @@
 //! namespace as a projected volume. Reads service accounts, changes pods.
 
 use super::{find, text};
+use crate::auth::node::references::{self, Kind, MIRROR, is_mirror};
 use crate::{App, Operation, Write};
 use serde_json::{Value, json};
+use skiff_api::field::FieldError;
 use skiff_api::status::Status;
 use std::time::Duration;
 
@@ -15,11 +17,6 @@ const SECONDS: i64 = 3607;
 /// How long the namespace's `default` account is waited for: in a new namespace its controller may not be there yet.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-fn mirror(pod: &Value) -> bool {
-    pod.pointer("/metadata/annotations")
-        .is_some_and(|a| a.get("kubernetes.io/config.mirror").is_some())
-}
-
 /// Sets the account, the volume, its mounts and the account's image pull secrets on new pods.
 ///
 /// # Errors
@@ -27,7 +24,7 @@ fn mirror(pod: &Value) -> bool {
 pub async fn admit(app: &App, write: &mut Write<'_>) -> Result<(), Status> {
     if write.operation != Operation::Create
         || !super::is(write, "", "pods")
-        || mirror(&write.object)
+        || is_mirror(&write.object)
     {
         return Ok(());
     }
@@ -165,21 +162,44 @@ fn apply(pod: &mut Value, name: &str, account: &Value, suffix: &str) {
     }
 }
 
-/// Refuses mirror pods with an account or a token volume.
+/// Refuses mirror pods with an account, secrets or a token volume, and pods that become or cease to be mirror pods.
 ///
 /// # Errors
-/// 403.
+/// 403, 422.
 pub fn validate(_: &App, write: &Write<'_>) -> Result<(), Status> {
-    if write.operation != Operation::Create
-        || !super::is(write, "", "pods")
-        || !mirror(&write.object)
-    {
+    if !write.row.group.is_empty() || write.row.plural != "pods" {
         return Ok(());
+    }
+    match write.operation {
+        Operation::Create if is_mirror(&write.object) => new_mirror_pod(write),
+        Operation::Update => mirror_pod_stays(write),
+        _ => Ok(()),
+    }
+}
+
+fn new_mirror_pod(write: &Write<'_>) -> Result<(), Status> {
+    if text(&write.object, &["spec", "nodeName"]).is_empty() {
+        let e = FieldError::invalid(
+            format!("metadata.annotations[{MIRROR}]"),
+            "",
+            "must set spec.nodeName if mirror pod annotation is set",
+        );
+        return Err(invalid(write, e));
     }
     if !text(&write.object, &["spec", "serviceAccountName"]).is_empty() {
         return Err(super::forbidden(
             write,
             "a mirror pod may not reference service accounts",
+        ));
+    }
+    let mut secrets = false;
+    references::of_pod(&write.object, &mut |kind, _| {
+        secrets |= kind == Kind::Secret
+    });
+    if secrets {
+        return Err(super::forbidden(
+            write,
+            "a mirror pod may not reference secrets",
         ));
     }
     let projected = write
@@ -200,6 +220,42 @@ pub fn validate(_: &App, write: &Write<'_>) -> Result<(), Status> {
             write,
             "a mirror pod may not use ServiceAccountToken volume projections",
         ));
+    }
+    Ok(())
+}
+
+fn invalid(write: &Write<'_>, e: FieldError) -> Status {
+    Status::invalid("", "Pod", write.name, &[e])
+}
+
+/// The annotation comes with the pod and stays (ValidatePodSpecificAnnotationUpdates), through every subresource; and
+/// what shows a file of a node cannot be given further containers.
+fn mirror_pod_stays(write: &Write<'_>) -> Result<(), Status> {
+    let mark = |pod: &Value| {
+        pod.pointer("/metadata/annotations")
+            .and_then(|a| a.get(MIRROR))
+            .cloned()
+    };
+    let before = write.old.as_ref().and_then(mark);
+    let after = mark(&write.object);
+    let refuse = |verb: &str| {
+        let path = format!("metadata.annotations[{MIRROR}]");
+        let why = format!("may not {verb} mirror pod annotation");
+        Err(invalid(write, FieldError::forbidden(path, why)))
+    };
+    match (&before, &after) {
+        (None, Some(_)) => return refuse("add"),
+        (Some(_), None) => return refuse("remove"),
+        (Some(a), Some(b)) if a != b => return refuse("update"),
+        _ => {}
+    }
+    if before.is_some() {
+        let why = match write.subresource {
+            "ephemeralcontainers" => "static pods do not support ephemeral containers",
+            "resize" => "static pods cannot be resized",
+            _ => return Ok(()),
+        };
+        return Err(invalid(write, FieldError::forbidden("", why)));
     }
     Ok(())
 }

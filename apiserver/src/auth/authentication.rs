@@ -120,30 +120,31 @@ pub(super) fn review(
     auth.tokens.check(token, audiences, now, &lookup)
 }
 
+fn value(v: &http::HeaderValue) -> Result<String, Status> {
+    String::from_utf8(v.as_bytes().to_vec())
+        .map_err(|_| Status::bad_request("an Impersonate header is not UTF-8"))
+}
+
 pub(super) fn impersonate(
     auth: &Auth,
     app: &App,
     user: Arc<UserInfo>,
     parts: &Parts,
 ) -> Result<Arc<UserInfo>, Status> {
-    let text = |name: &str| -> Vec<String> {
-        parts
-            .headers
-            .get_all(name)
-            .iter()
-            .filter_map(|v| v.to_str().ok())
-            .map(String::from)
-            .collect()
+    // Go takes the bytes as they are; what is no text names nobody, and must not be as if it had not been there.
+    let text = |name: &str| -> Result<Vec<String>, Status> {
+        parts.headers.get_all(name).iter().map(value).collect()
     };
+    let first = |l: Vec<String>| l.into_iter().next().unwrap_or_default();
     let (name, mut groups, uid) = (
-        text("impersonate-user").pop().unwrap_or_default(),
-        text("impersonate-group"),
-        text("impersonate-uid").pop().unwrap_or_default(),
+        first(text("impersonate-user")?),
+        text("impersonate-group")?,
+        first(text("impersonate-uid")?),
     );
     let mut extra: Vec<(String, String)> = Vec::new();
     for (k, v) in &parts.headers {
-        if let (Some(k), Ok(v)) = (k.as_str().strip_prefix("impersonate-extra-"), v.to_str()) {
-            extra.push((unescape(k, false).to_lowercase(), v.into()));
+        if let Some(k) = k.as_str().strip_prefix("impersonate-extra-") {
+            extra.push((unescape(k, false).to_lowercase(), value(v)?));
         }
     }
     if name.is_empty() {
@@ -172,6 +173,7 @@ pub(super) fn impersonate(
             name,
             path: "",
             is_resource: true,
+            fields: &[],
         };
         match auth.decide(app, &a) {
             Decision::Allow(_) => Ok(()),

@@ -1,12 +1,14 @@
 //! May a user do something. Owns the order of the authorizers (system:masters, [`super::node`], [`super::rbac`]) and the
 //! words of a refusal; holds no rules itself.
 
-use super::node::{node_may, node_of};
+use super::node;
+use super::rbac::Binding;
 use super::{Auth, MASTERS, UserInfo};
 use crate::App;
 use crate::http::path::RequestInfo;
 use serde_json::{Value, json};
 use skiff_api::status::Status;
+use std::sync::Arc;
 
 /// What somebody wants to do (upstream's authorizer.Attributes).
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +33,8 @@ pub struct Attributes<'a> {
     pub path: &'a str,
     /// Whether it is for a resource.
     pub is_resource: bool,
+    /// What the field selector of a list, watch or deletecollection asks for exactly: field, value.
+    pub fields: &'a [(String, String)],
 }
 
 impl<'a> Attributes<'a> {
@@ -44,18 +48,40 @@ impl<'a> Attributes<'a> {
             version: &i.version,
             resource: &i.resource,
             subresource: &i.subresource,
-            name: &i.name,
+            name: i.authorized_name(),
             path: &i.path,
             is_resource: i.is_resource,
+            fields: &i.fields,
+        }
+    }
+}
+
+/// Who said yes; its text is made for those alone who read it.
+#[derive(Debug, Clone)]
+pub enum Allowed {
+    /// A member of system:masters.
+    Masters,
+    /// A node, of what is its own.
+    Node,
+    /// A binding.
+    Rbac(Arc<Binding>),
+}
+
+impl std::fmt::Display for Allowed {
+    /// The reason as upstream gives it; empty for some.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Masters | Self::Node => Ok(()),
+            Self::Rbac(b) => write!(f, "RBAC: allowed by {b}"),
         }
     }
 }
 
 /// What an authorizer says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Decision {
     /// Yes, and why.
-    Allow(String),
+    Allow(Allowed),
     /// Not by any rule; why (usually empty).
     NoOpinion(String),
 }
@@ -97,14 +123,16 @@ pub fn forbidden(a: &Attributes<'_>, why: &str) -> Status {
 
 pub(super) fn decide(auth: &Auth, app: &App, a: &Attributes<'_>) -> Decision {
     if a.user.in_group(MASTERS) {
-        return Decision::Allow(String::new());
+        return Decision::Allow(Allowed::Masters);
     }
-    if let Some(node) = node_of(a.user)
-        && node_may(app, node, a)
-    {
-        return Decision::Allow(String::new());
+    let why = match node::decide(auth, app, a) {
+        Decision::NoOpinion(why) => why,
+        allowed => return allowed,
+    };
+    match auth.rbac.decide(a) {
+        Decision::NoOpinion(_) => Decision::NoOpinion(why),
+        allowed => allowed,
     }
-    auth.rbac.decide(a)
 }
 
 /// The items of a list; none when there is none.
@@ -135,6 +163,7 @@ pub(super) fn ask<'a>(
         name,
         path: "",
         is_resource: true,
+        fields: &[],
     }
 }
 

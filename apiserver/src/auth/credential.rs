@@ -3,7 +3,7 @@
 
 use super::{Auth, UserInfo};
 use crate::App;
-use crate::store::{Entry, Event, Watch};
+use crate::store::{Entry, Error, Event};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -236,16 +236,20 @@ impl Sessions {
         self.look(app, &ids);
     }
 
-    /// Follows the objects until the server ends. One task for all connections.
-    pub async fn follow(app: Arc<App>) {
-        let follow = |prefix| follow_one(app.clone(), prefix);
+    /// Follows the objects until the store closes. One task for all connections.
+    ///
+    /// # Errors
+    /// When events were missed; to be called again.
+    pub async fn follow(app: Arc<App>) -> Result<(), Error> {
+        let follow = |prefix| follow_one(&app, prefix);
         let [accounts, pods, secrets, nodes] = FOLLOWED;
-        tokio::join!(
+        tokio::try_join!(
             follow(accounts),
             follow(pods),
             follow(secrets),
             follow(nodes)
-        );
+        )
+        .map(drop)
     }
 
     /// How many connections are followed.
@@ -259,26 +263,19 @@ impl Sessions {
     }
 }
 
-async fn follow_one(app: Arc<App>, prefix: &str) {
-    let open = |app: &App| -> Option<Watch> { app.store.watch(prefix, app.store.revision()).ok() };
-    let Some(mut watch) = open(&app) else {
-        return;
-    };
+async fn follow_one(app: &App, prefix: &str) -> Result<(), Error> {
+    let mut watch = app.store.watch(prefix, app.store.revision())?;
+    // What happened before it was watched.
+    app.auth.sessions.look_at_all(app);
     loop {
-        let events = tokio::select! {
-            () = app.cancel.cancelled() => return,
-            e = watch.next() => e,
-        };
-        match events {
-            Ok(events) => events.iter().for_each(|e| app.auth.sessions.event(&app, e)),
-            Err(crate::store::Error::Compacted { .. }) => {
-                let Some(again) = open(&app) else {
-                    return;
-                };
-                watch = again;
-                app.auth.sessions.look_at_all(&app);
+        match watch.next().await {
+            Ok(events) => events.iter().for_each(|e| app.auth.sessions.event(app, e)),
+            Err(Error::Compacted { .. }) => {
+                watch = app.store.watch(prefix, app.store.revision())?;
+                app.auth.sessions.look_at_all(app);
             }
-            Err(_) => return,
+            Err(Error::Closed) => return Ok(()),
+            Err(e) => return Err(e),
         }
     }
 }

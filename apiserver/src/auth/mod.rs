@@ -79,6 +79,8 @@ pub struct Auth {
     pub tokens: tokens::Tokens,
     /// Decoded RBAC objects.
     pub rbac: rbac::Rbac,
+    /// What belongs to which node.
+    pub nodes: node::Nodes,
     /// The server token (`--token`).
     pub server_token: String,
     /// Connections that end with their credential.
@@ -99,6 +101,7 @@ impl Auth {
             pki,
             tokens,
             rbac: rbac::Rbac::default(),
+            nodes: node::Nodes::default(),
             server_token,
             sessions: credential::Sessions::default(),
         })

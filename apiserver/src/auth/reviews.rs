@@ -11,6 +11,7 @@ use crate::http::{Answer, Request, respond};
 use crate::registry::table::Row;
 use serde_json::{Map, Value, json};
 use skiff_api::field::FieldError;
+use skiff_api::selector::FieldSelector;
 use skiff_api::status::Status;
 use std::sync::Arc;
 
@@ -145,11 +146,61 @@ fn subject(row: &Row, spec: &Value) -> Result<UserInfo, Status> {
     Ok(user)
 }
 
+/// What the field selector of a question asks for exactly (resourceAttributes.fieldSelector: a text or requirements).
+fn selected(row: &Row, r: &Value) -> Result<Vec<(String, String)>, Status> {
+    for kind in ["fieldSelector", "labelSelector"] {
+        let Some(s) = r.get(kind).filter(|s| s.is_object()) else {
+            continue;
+        };
+        let path = format!("spec.resourceAttributes.{kind}");
+        let raw = text(s, &["rawSelector"]);
+        let some = s
+            .get("requirements")
+            .and_then(Value::as_array)
+            .is_some_and(|l| !l.is_empty());
+        let e = match (raw.is_empty(), some) {
+            (false, true) => FieldError::invalid(
+                format!("{path}.rawSelector"),
+                raw,
+                "may not specified at the same time as requirements",
+            ),
+            (true, false) => FieldError::required(
+                format!("{path}.requirements"),
+                format!("when {path} is specified, requirements or rawSelector is required"),
+            ),
+            _ => continue,
+        };
+        return Err(Status::invalid(&row.group, &row.kind, "", &[e]));
+    }
+    let Some(s) = r.get("fieldSelector") else {
+        return Ok(Vec::new());
+    };
+    let raw = text(s, &["rawSelector"]);
+    if !raw.is_empty() {
+        // What is no selector asks for everything: nothing is granted on the strength of it.
+        return Ok(FieldSelector::exact_terms(raw).unwrap_or_default());
+    }
+    let requirements = s.get("requirements").and_then(Value::as_array);
+    Ok(requirements
+        .into_iter()
+        .flatten()
+        .filter(|q| text(q, &["operator"]) == "In")
+        .filter_map(|q| match q.get("values")?.as_array()?.as_slice() {
+            [one] => Some((text(q, &["key"]).to_string(), one.as_str()?.to_string())),
+            _ => None,
+        })
+        .collect())
+}
+
 fn access(app: &Arc<App>, row: &Row, user: &UserInfo, spec: &Value) -> Result<Value, Status> {
     let (resource, path) = (
         spec.get("resourceAttributes").filter(|v| v.is_object()),
         spec.get("nonResourceAttributes").filter(|v| v.is_object()),
     );
+    let fields = match resource {
+        Some(r) => selected(row, r)?,
+        None => Vec::new(),
+    };
     let a = match (resource, path) {
         (Some(r), None) => Attributes {
             user,
@@ -162,6 +213,7 @@ fn access(app: &Arc<App>, row: &Row, user: &UserInfo, spec: &Value) -> Result<Va
             name: text(r, &["name"]),
             path: "",
             is_resource: true,
+            fields: &fields,
         },
         (None, Some(p)) => Attributes {
             user,
@@ -174,6 +226,7 @@ fn access(app: &Arc<App>, row: &Row, user: &UserInfo, spec: &Value) -> Result<Va
             name: "",
             path: text(p, &["path"]),
             is_resource: false,
+            fields: &[],
         },
         (Some(_), Some(_)) => {
             let e = FieldError::invalid(
@@ -193,8 +246,10 @@ fn access(app: &Arc<App>, row: &Row, user: &UserInfo, spec: &Value) -> Result<Va
         }
     };
     Ok(match app.auth.decide(app, &a) {
-        Decision::Allow(why) if why.is_empty() => json!({"allowed": true}),
-        Decision::Allow(why) => json!({"allowed": true, "reason": why}),
+        Decision::Allow(by) => match by.to_string() {
+            why if why.is_empty() => json!({"allowed": true}),
+            why => json!({"allowed": true, "reason": why}),
+        },
         Decision::NoOpinion(why) if why.is_empty() => json!({"allowed": false}),
         Decision::NoOpinion(why) => json!({"allowed": false, "reason": why}),
     })
@@ -203,24 +258,11 @@ fn access(app: &Arc<App>, row: &Row, user: &UserInfo, spec: &Value) -> Result<Va
 fn rules(app: &Arc<App>, user: &UserInfo, namespace: &str) -> Value {
     let mut all = app.auth.rbac.rules_of(user, namespace);
     if user.in_group(super::MASTERS) {
-        let star = || vec!["*".to_string()];
-        all.insert(
-            0,
-            Rule {
-                verbs: star(),
-                groups: star(),
-                resources: star(),
-                ..Rule::default()
-            },
-        );
-        all.insert(
-            1,
-            Rule {
-                verbs: star(),
-                urls: star(),
-                ..Rule::default()
-            },
-        );
+        for (i, rule) in Rule::everything().into_iter().enumerate() {
+            if !all.contains(&rule) {
+                all.insert(i.min(all.len()), rule);
+            }
+        }
     }
     let mut resources = Vec::new();
     let mut paths = Vec::new();

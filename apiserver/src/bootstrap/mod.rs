@@ -21,6 +21,7 @@ use std::sync::Arc;
 /// When an object cannot be written.
 pub async fn run(app: &Arc<App>) -> Result<(), Status> {
     app.auth.rbac.follow(app)?;
+    app.auth.nodes.follow(app)?;
     app.special.services.rebuild(app)?;
     namespaces::ensure(app).await?;
     // Independent of each other: together they need fewer commits.

@@ -38,14 +38,15 @@ fn sum(name: &str, of: &[&str]) -> Value {
     for to in of {
         o["metadata"]["labels"][format!("{GROUP}/aggregate-to-{to}")] = "true".into();
     }
+    // In the order of the names of what is selected, as the aggregation would write them: nothing to mend at the start.
     let parts: &[&str] = match name {
-        "admin" => &["admin", "edit", "view"],
+        "admin" => &["edit", "view", "admin"],
         "edit" => &["edit", "view"],
         _ => &["view"],
     };
-    let all: Vec<Value> = ROLES
+    let all: Vec<Value> = parts
         .iter()
-        .filter(|r| r.aggregate_to.iter().any(|a| parts.contains(a)))
+        .flat_map(|part| ROLES.iter().filter(|r| r.aggregate_to.contains(part)))
         .flat_map(|r| rules(r.rules))
         .collect();
     o["rules"] = all.into();
@@ -113,6 +114,21 @@ fn complete(have: &mut Value, want: &Value, key: &str) -> bool {
     changed
 }
 
+/// Takes back what earlier versions gave: nodes had `system:node` by a binding, and so read every pod and every node.
+fn take_back(have: &mut Value) -> bool {
+    if text(have, &["metadata", "name"]) != "system:node"
+        || text(have, &["roleRef", "name"]) != "system:node"
+    {
+        return false;
+    }
+    let Some(subjects) = have.get_mut("subjects").and_then(Value::as_array_mut) else {
+        return false;
+    };
+    let before = subjects.len();
+    subjects.retain(|s| text(s, &["kind"]) != "Group" || text(s, &["name"]) != "system:nodes");
+    subjects.len() != before
+}
+
 /// Makes and mends them, all at once so that they share the store's commits.
 ///
 /// # Errors
@@ -135,7 +151,9 @@ pub async fn ensure(app: &Arc<App>) -> Result<(), Status> {
         {
             return Ok(());
         }
-        let changed = complete(&mut have, &want, "rules") | complete(&mut have, &want, "subjects");
+        let changed = complete(&mut have, &want, "rules")
+            | complete(&mut have, &want, "subjects")
+            | take_back(&mut have);
         if !changed {
             return Ok(());
         }
@@ -143,6 +161,7 @@ pub async fn ensure(app: &Arc<App>) -> Result<(), Status> {
         put(app, GROUP, "v1", plural, "", &name, move |current| {
             complete(current, &want, "rules");
             complete(current, &want, "subjects");
+            take_back(current);
         })
         .await
     });
@@ -165,6 +184,14 @@ mod tests {
         assert_eq!(have["rules"], json!([2, 3, 1]));
         assert!(!complete(&mut have, &want, "rules"));
         assert!(!complete(&mut have, &want, "subjects"));
+    }
+
+    #[test]
+    fn nodes_lose_the_binding_that_earlier_versions_made() {
+        let mut b = binding("system:node", &["group:system:nodes", "user:kept"]);
+        assert!(take_back(&mut b) && !take_back(&mut b));
+        assert_eq!(b["subjects"], json!([subject("user:kept")]));
+        assert!(!take_back(&mut binding("other", &["group:system:nodes"])));
     }
 
     #[test]

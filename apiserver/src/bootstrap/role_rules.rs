@@ -136,6 +136,7 @@ pub const ROLES: &[Role] = &[
             "R | apps | deployments",
         ],
     ),
+    // Not bound to anybody: the node authorizer goes by it, and limits what is of single nodes to theirs.
     role(
         "system:node",
         &[
@@ -150,10 +151,15 @@ pub const ROLES: &[Role] = &[
             "create,delete | core | pods",
             "update,patch | core | pods/status",
             "create | core | pods/eviction",
-            "get | core | endpoints",
+            "R | core | secrets,configmaps",
+            "get | core | persistentvolumeclaims,persistentvolumes",
+            "update,patch | core | persistentvolumeclaims/status",
+            "get | core | endpoints,serviceaccounts",
+            "create | core | serviceaccounts/token",
+            "get,create,update,patch,delete | coordination.k8s.io | leases",
             "R | node.k8s.io | runtimeclasses",
             "R | storage.k8s.io | csidrivers",
-            "R,create,update,patch,delete | storage.k8s.io | csinodes",
+            "get,create,update,patch,delete | storage.k8s.io | csinodes",
             "get | storage.k8s.io | volumeattachments",
             "create,R | certificates.k8s.io | certificatesigningrequests",
         ],
@@ -513,7 +519,7 @@ pub const BINDINGS: &[(&str, &[&str])] = &[
         "system:public-info-viewer",
         &["group:system:authenticated", "group:system:unauthenticated"],
     ),
-    ("system:node", &["group:system:nodes"]),
+    ("system:node", &[]),
     ("system:node-proxier", &["user:system:kube-proxy"]),
     (
         "system:kube-controller-manager",

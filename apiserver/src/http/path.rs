@@ -2,6 +2,7 @@
 //! k8s.io/apiserver/pkg/endpoints/request/requestinfo.go). Pure; knows no kind: whether the resource exists is asked later.
 
 use ::http::Method;
+use skiff_api::selector::FieldSelector;
 
 /// The parts of a request that authorization and dispatch need.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,6 +28,11 @@ pub struct RequestInfo {
     pub name: String,
     /// What follows the subresource (`/proxy/{path}`), without a leading slash.
     pub tail: String,
+    /// Of list, watch and deletecollection: what the field selector asks for exactly, e.g. `spec.nodeName` and `n1`.
+    /// Authorization knows it, so that rights on single names open lists of them.
+    pub fields: Vec<(String, String)>,
+    /// Of list and watch: the one name that `metadata.name=` allows; empty for none. Counts as the name in authorization.
+    pub selected: String,
 }
 
 /// Undoes percent encoding of one path element or query part; invalid sequences stay as they are. `plus` turns `+` to space.
@@ -65,6 +71,17 @@ pub fn query_pairs(query: &str) -> Vec<(String, String)> {
             (unescape(k, true), unescape(v, true))
         })
         .collect()
+}
+
+/// A query parameter's first value, decoded: what Go's url.Values.Get gives. Whoever decides by a parameter and whoever
+/// acts on it have to read the same one.
+pub fn first_value(query: &str, name: &str) -> Option<String> {
+    query
+        .split('&')
+        .filter(|p| !p.is_empty())
+        .map(|p| p.split_once('=').unwrap_or((p, "")))
+        .find(|(k, _)| *k == name || (k.contains('%') && unescape(k, true) == name))
+        .map(|(_, v)| unescape(v, true))
 }
 
 /// Go's strconv.ParseBool as query parameters are converted upstream: absent and `0`/`false` are false, anything else true.
@@ -167,26 +184,61 @@ impl RequestInfo {
         let tail: Vec<String> = parts.collect();
         info.tail = tail.join("/");
         if deprecated_watch {
+            // These paths have one object or all of them; selectors open nothing there.
             info.verb = "watch";
+            return info;
         }
         if info.name.is_empty() {
             match info.verb {
                 "get" => {
                     info.verb = "list";
-                    for (k, v) in query
-                        .split('&')
-                        .map(|p| p.split_once('=').unwrap_or((p, "")))
-                    {
-                        if k == "watch" && truthy(v) {
-                            info.verb = "watch";
-                        }
+                    if first_value(query, "watch").is_some_and(|v| truthy(&v)) {
+                        info.verb = "watch";
                     }
                 }
                 "delete" => info.verb = "deletecollection",
                 _ => {}
             }
+            if matches!(info.verb, "list" | "watch" | "deletecollection") {
+                info.select(query);
+            }
         }
         info
+    }
+
+    fn select(&mut self, query: &str) {
+        if !query.contains("ieldSelector") && !query.contains('%') {
+            return;
+        }
+        let Some(text) = first_value(query, "fieldSelector") else {
+            return;
+        };
+        let Some(terms) = FieldSelector::exact_terms(&text) else {
+            return;
+        };
+        let mut names = terms
+            .iter()
+            .filter(|(k, _)| k == "metadata.name")
+            .map(|(_, v)| v);
+        // Upstream takes the first of several; two different ones select nothing and need not open anything.
+        if self.verb != "deletecollection"
+            && let Some(name) = names.next()
+            && names.all(|n| n == name)
+            && !matches!(name.as_str(), "." | "..")
+            && !name.contains(['/', '%'])
+        {
+            self.selected = name.clone();
+        }
+        self.fields = terms;
+    }
+
+    /// The name that authorization goes by.
+    pub fn authorized_name(&self) -> &str {
+        if self.name.is_empty() {
+            &self.selected
+        } else {
+            &self.name
+        }
     }
 
     /// `v1` or `apps/v1`.
@@ -266,6 +318,43 @@ mod tests {
         ] {
             assert_eq!(p(m, t), want, "{m} {t}");
         }
+    }
+
+    #[test]
+    fn one_name_of_a_field_selector_is_the_name_and_nothing_else_is() {
+        let name = |query: &str| {
+            let path = "/api/v1/namespaces/a/secrets";
+            RequestInfo::parse(&Method::GET, path, query).selected
+        };
+        assert_eq!(name("fieldSelector=metadata.name%3Dx"), "x");
+        assert_eq!(name("fieldSelector=metadata.name==x&watch=1"), "x");
+        assert_eq!(name("fi%65ldSelector=metadata.name%3Dx,type%3DOpaque"), "x");
+        for no in [
+            "fieldSelector=metadata.name!%3Dx",
+            "fieldSelector=metadata.name%3Dx,metadata.name%3Dy",
+            "fieldSelector=&fieldSelector=metadata.name%3Dx",
+            "labelSelector=metadata.name%3Dx",
+            "fieldSelector=metadata.name%3D",
+            "fieldSelector=metadata.name",
+            "fieldSelector=metadata.name%3Da/b",
+            "fieldSelector=metadata.name%3D..",
+            "FieldSelector=metadata.name%3Dx",
+            "fieldSelector=x.metadata.name%3Dx",
+        ] {
+            assert_eq!(name(no), "", "{no}");
+        }
+        let all = RequestInfo::parse(
+            &Method::DELETE,
+            "/api/v1/namespaces/a/secrets",
+            "fieldSelector=metadata.name%3Dx",
+        );
+        assert_eq!((all.verb, all.selected.as_str()), ("deletecollection", ""));
+        let old = RequestInfo::parse(
+            &Method::GET,
+            "/api/v1/watch/namespaces/a/secrets",
+            "fieldSelector=metadata.name%3Dx",
+        );
+        assert_eq!((old.verb, old.selected.as_str()), ("watch", ""));
     }
 
     #[test]

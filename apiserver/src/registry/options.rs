@@ -1,7 +1,7 @@
 //! The query parameters of API requests (metav1 ListOptions, CreateOptions, UpdateOptions, PatchOptions, DeleteOptions):
 //! reading and checking. Pure.
 
-use crate::http::path::{query_pairs, truthy};
+use crate::http::path::{first_value, query_pairs, truthy};
 use serde_json::Value;
 use skiff_api::field::FieldError;
 use skiff_api::status::Status;
@@ -67,13 +67,14 @@ impl Options {
         if query.is_empty() {
             return Ok(o);
         }
+        // The same values that authorization went by.
+        o.label_selector = first_value(query, "labelSelector").unwrap_or_default();
+        o.field_selector = first_value(query, "fieldSelector").unwrap_or_default();
         for (k, v) in query_pairs(query) {
             if v.is_empty() && k != "dryRun" {
                 continue;
             }
             match k.as_str() {
-                "labelSelector" => o.label_selector = v,
-                "fieldSelector" => o.field_selector = v,
                 "limit" => o.limit = usize::try_from(int::<i64>(&v)?).unwrap_or(0),
                 "continue" => o.continue_token = v,
                 "resourceVersion" => o.resource_version = Some(v),

@@ -2,7 +2,7 @@
 //! straight into the store, for this is the hottest write of a busy scheduler.
 
 use crate::App;
-use crate::admission::{is_dry_run, text};
+use crate::admission::{is_dry_run, node_restriction, text};
 use crate::http::{Answer, Request, negotiate, respond};
 use crate::registry::{self, encode, form};
 use crate::store::Expect;
@@ -36,6 +36,7 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
             "name in URL does not match name in Binding object",
         ));
     }
+    node_restriction::pod_subresource(app, &request.user, namespace, name, "binding")?;
     let ns = text(&binding, &["metadata", "namespace"]);
     if !ns.is_empty() && ns != namespace {
         return Err(Status::bad_request(

@@ -1,7 +1,7 @@
 //! `pods/eviction`: a delete that asks the pod's disruption budget first. Owns the rules of upstream's EvictionREST.
 
 use crate::App;
-use crate::admission::{is_dry_run, list, text};
+use crate::admission::{is_dry_run, list, node_restriction, text};
 use crate::http::{Answer, Request, negotiate, respond};
 use crate::registry::options::Options;
 use crate::registry::{self, Target, delete, encode, form};
@@ -28,6 +28,7 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
             "name in URL does not match name in Eviction object",
         ));
     }
+    node_restriction::pod_subresource(app, &request.user, &namespace, &name, "eviction")?;
     let mut options = Options::default();
     if let Some(o) = eviction.get("deleteOptions").filter(|o| o.is_object()) {
         options.merge_delete_body(o)?;

@@ -2,8 +2,7 @@
 //! `auth::tokens`'.
 
 use crate::App;
-use crate::admission::{find, text};
-use crate::auth::node::node_of;
+use crate::admission::{find, node_restriction, text};
 use crate::auth::tokens::{Bound, ISSUER, MAX_SECONDS, MIN_SECONDS, Ref};
 use crate::http::{Answer, Request, negotiate, respond};
 use crate::registry;
@@ -34,6 +33,21 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
         )));
     }
     let spec = object.get("spec").cloned().unwrap_or_else(|| json!({}));
+    let (real, wanted) = (
+        text(&account, &["metadata", "uid"]),
+        text(&object, &["metadata", "uid"]),
+    );
+    if !wanted.is_empty() && wanted != real {
+        return Err(Status::conflict(
+            "",
+            "serviceaccounts",
+            name,
+            &format!(
+                "the UID in the token request ({wanted}) does not match the UID of the service account ({real})"
+            ),
+        ));
+    }
+    node_restriction::token(app, &request.user, namespace, name, &spec)?;
     let mut audiences: Vec<String> = spec
         .get("audiences")
         .and_then(Value::as_array)
@@ -69,18 +83,6 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
         Some(r) => bind(app, namespace, name, r)?,
         None => Bound::default(),
     };
-    if let Some(node) = node_of(&request.user) {
-        // NodeRestriction: a node gets tokens for the pods that run on it, bound to them.
-        let on = bound
-            .pod
-            .as_ref()
-            .and_then(|p| find(app, "core/pods", namespace, &p.name))
-            .map(|p| text(&p, &["spec", "nodeName"]).to_string());
-        if on.as_deref() != Some(node) {
-            let why = format!("node requested token not bound to a pod scheduled on node {node:?}");
-            return Err(Status::forbidden("", "serviceaccounts", name, &why));
-        }
-    }
     let now = jiff::Timestamp::now().as_second();
     let account = Ref {
         name: name.into(),

@@ -214,3 +214,67 @@ fn the_token_of_an_account_that_was_made_again_is_worth_nothing() {
         assert_eq!(plain("GET", "/api", &auth, "").await.code, 401);
     });
 }
+
+/// Prints what one authorization costs with many bindings: `cargo test -p skiff-apiserver --test all -- --ignored
+/// --nocapture authorization_costs`.
+#[test]
+#[ignore = "a measurement"]
+fn what_an_authorization_costs_with_5000_bindings() {
+    run(async {
+        use skiff_apiserver::auth::authorization::Decision;
+        use skiff_apiserver::http::path::RequestInfo;
+        let handle = another_server().await;
+        let app = handle.app().clone();
+        let send = |path: String, body: Value| {
+            let handle = &handle;
+            async move {
+                let r = send_to(handle, "POST", &path, &[], body.to_string()).await;
+                assert_eq!(r.status(), 201, "{path}");
+            }
+        };
+        let subject = |i: usize| json!([{"kind": "User", "name": format!("user-{i}"), "apiGroup": "rbac.authorization.k8s.io"}]);
+        for i in 0..50 {
+            send(
+                "/api/v1/namespaces".into(),
+                json!({"metadata": {"name": format!("n{i}")}}),
+            )
+            .await;
+        }
+        let work = (0..5000).map(|i| {
+            let role = json!({"kind": "ClusterRole", "name": "view", "apiGroup": "rbac.authorization.k8s.io"});
+            let body = json!({"metadata": {"name": format!("b{i}")}, "roleRef": role, "subjects": subject(i)});
+            if i % 2 == 0 {
+                send(format!("{RBAC}/clusterrolebindings"), body)
+            } else {
+                send(format!("{RBAC}/namespaces/n{}/rolebindings", i % 50), body)
+            }
+        });
+        use futures::StreamExt;
+        futures::stream::iter(work)
+            .buffer_unordered(32)
+            .collect::<()>()
+            .await;
+        for (what, user, ns, expected) in [
+            ("cluster-wide binding", "user-4998", "n1", true),
+            ("binding of the namespace", "user-4949", "n49", true),
+            ("nobody", "nobody", "n49", false),
+        ] {
+            let user = UserInfo::new(user, &["dev", "ops"]);
+            let path = format!("/api/v1/namespaces/{ns}/pods/p");
+            let info = RequestInfo::parse(&http::Method::GET, &path, "");
+            let asked = skiff_apiserver::auth::authorization::Attributes::of_request(&user, &info);
+            // What was written since the last question is taken in first.
+            let _ = app.auth.decide(&app, &asked);
+            let begun = std::time::Instant::now();
+            let times = 2000;
+            for _ in 0..times {
+                let d = app.auth.decide(&app, &asked);
+                assert_eq!(matches!(d, Decision::Allow(_)), expected, "{what}");
+            }
+            println!(
+                "{what}: {:.2} us",
+                begun.elapsed().as_secs_f64() * 1e6 / f64::from(times)
+            );
+        }
+    });
+}
