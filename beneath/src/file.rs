@@ -103,6 +103,25 @@ impl Root {
         set(&file, attributes)
     }
 
+    /// Opens a regular file directly here to write at its end, or makes it with this mode.
+    ///
+    /// # Errors
+    /// As [`Root::open_file`].
+    pub fn append(&self, name: impl AsRef<Path>, mode: u32) -> io::Result<File> {
+        let name = name.as_ref();
+        let end = OFlags::WRONLY | OFlags::APPEND;
+        let new = end | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let made = match open_regular(&self.fd, name, end, INSIDE) {
+            Err(Errno::NOENT) => match resolve(&self.fd, name, new, mode, INSIDE) {
+                // Somebody was faster.
+                Err(Errno::EXIST) => open_regular(&self.fd, name, end, INSIDE),
+                r => r.map(File::from),
+            },
+            r => r,
+        };
+        made.map_err(|e| not_regular(name, e))
+    }
+
     /// Overwrites a regular file directly here in place, or makes it: for files that are bind mounted elsewhere. Only a
     /// new one gets the attributes.
     ///
@@ -174,6 +193,7 @@ mod tests {
                 bad == "none" || root.overwrite(bad, b"x", PLAIN).is_err(),
                 "{bad}"
             );
+            assert!(bad == "none" || root.append(bad, 0o600).is_err(), "{bad}");
             assert!(
                 bad == "none" || root.write_new(bad, b"x", PLAIN).is_err(),
                 "{bad}"
@@ -212,8 +232,11 @@ mod tests {
             },
         )
         .unwrap();
+        root.append("f", 0o600).unwrap().write_all(b"er").unwrap();
+        root.append("g", 0o600).unwrap().write_all(b"new").unwrap();
+        assert_eq!(root.read("f", 9).unwrap(), b"shorter");
+        assert_eq!(root.read("g", 9).unwrap(), b"new");
         let after = fs::metadata(tmp.path().join("f")).unwrap();
         assert_eq!((after.ino(), after.mode()), (before.ino(), before.mode()));
-        assert_eq!(fs::read(tmp.path().join("f")).unwrap(), b"short");
     }
 }

@@ -5,6 +5,7 @@ use anyhow::Result;
 
 mod api;
 mod batch;
+mod hostile_files;
 mod network;
 mod pods;
 mod streams;
@@ -82,6 +83,26 @@ pub const TESTS: &[(&str, Test)] = &[
         volumes::empty_dir,
     ),
     ("host_paths_are_mounted", volumes::host_path),
+    (
+        "what_the_kubelet_writes_no_pod_may_change_and_its_group_may_read",
+        hostile_files::read_only,
+    ),
+    (
+        "last_words_are_read_from_regular_files_only_and_as_they_were_written",
+        hostile_files::messages,
+    ),
+    (
+        "what_a_container_makes_large_costs_the_server_no_memory",
+        hostile_files::large,
+    ),
+    (
+        "whatever_tree_a_container_leaves_its_pod_can_be_deleted",
+        hostile_files::trees,
+    ),
+    (
+        "a_mount_that_never_answers_holds_up_its_own_pods_alone",
+        hostile_files::hung_mount,
+    ),
     (
         "a_pod_reaches_the_api_with_its_token",
         network::api_from_pod,

@@ -139,6 +139,22 @@ pub fn config(
     })
 }
 
+/// Adds supplementary groups that volumes bring along.
+pub fn join_groups(config: &mut ContainerConfig, groups: &[i64]) {
+    let Some(security) = config
+        .linux
+        .as_mut()
+        .and_then(|l| l.security_context.as_mut())
+    else {
+        return;
+    };
+    for group in groups {
+        if !security.supplemental_groups.contains(group) {
+            security.supplemental_groups.push(*group);
+        }
+    }
+}
+
 /// CRI's word for a mount propagation.
 pub fn propagation(mode: Option<&str>) -> i32 {
     (match mode {
@@ -181,5 +197,9 @@ mod tests {
         assert_eq!(got.log_path, "c/3.log");
         assert_eq!(got.annotations[labels::RESTART_COUNT], "3");
         assert!(got.stdin && !got.tty);
+        let mut got = got;
+        join_groups(&mut got, &[7, 7]);
+        let security = got.linux.unwrap().security_context.unwrap();
+        assert_eq!(security.supplemental_groups, [7]);
     }
 }

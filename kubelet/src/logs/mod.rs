@@ -5,11 +5,23 @@
 pub mod read;
 pub mod rotate;
 
+use crate::volumes::place::PRIVATE;
 use skiff_beneath::Root;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+
+/// Makes a directory of logs below the one of all logs.
+///
+/// # Errors
+/// The file system's; a link on the way.
+pub fn make_dir(base: &Path, dir: &Path) -> io::Result<()> {
+    match dir.strip_prefix(base) {
+        Ok(below) => Root::open(base)?.make_dirs(below, PRIVATE).map(drop),
+        Err(_) => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
 
 /// A container's log: the directory it is in, and its name there.
 #[derive(Debug)]

@@ -15,12 +15,13 @@ use crate::prober::check::Target;
 use crate::volumes::place::Place;
 use crate::volumes::work::{self, Lane};
 use crate::volumes::{self, mounts, tear_down};
-use crate::{cgroups, labels, lifecycle};
+use crate::{cgroups, labels, lifecycle, logs};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements, Secret};
 use kube::api::Api;
 use skiff_client::recorder::EventType;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -137,9 +138,7 @@ pub async fn make_sandbox(k: &Arc<Kubelet>, pod: &Arc<Pod>, attempt: u32) -> Res
     if let Some(warning) = warning {
         k.note(pod, EventType::Warning, "DNSConfigForming", &warning);
     }
-    std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
-        .recursive(true)
-        .create(&config.log_directory)
+    logs::make_dir(&k.config.pod_logs_dir, Path::new(&config.log_directory))
         .map_err(|e| format!("{}: {e}", config.log_directory))?;
     cgroups::ensure_pod(&k.config.cgroup_root, pod).map_err(|e| format!("pod cgroup: {e}"))?;
     let handler = match spec::spec(pod)
@@ -368,7 +367,8 @@ impl Start {
         .map_err(config_error)?;
 
         let mounts = self.mounts(k, c, &env).await.map_err(config_error)?;
-        let config = container::config(
+        let groups = k.volumes.groups(uid);
+        let mut config = container::config(
             pod,
             c,
             role,
@@ -385,8 +385,9 @@ impl Start {
             &k.config,
         )
         .map_err(config_error)?;
-        let log_dir = std::path::Path::new(&sandbox_config.log_directory).join(&self.name);
-        std::fs::create_dir_all(&log_dir).map_err(|e| {
+        container::join_groups(&mut config, &groups);
+        let log_dir = Path::new(&sandbox_config.log_directory).join(&self.name);
+        logs::make_dir(&k.config.pod_logs_dir, &log_dir).map_err(|e| {
             error(
                 "CreateContainerError",
                 format!("{}: {e}", log_dir.display()),

@@ -45,6 +45,8 @@ pub struct Mounted {
     pub ours: bool,
     /// An image volume: its reference instead of a path.
     pub image: Option<String>,
+    /// A group that every container of the pod gets (annotation pv.beta.kubernetes.io/gid of a PersistentVolume).
+    pub group: Option<i64>,
 }
 
 impl Mounted {
@@ -98,6 +100,13 @@ impl Volumes {
     /// The volumes of a pod, by name.
     pub fn of(&self, uid: &str) -> Arc<HashMap<String, Mounted>> {
         self.mounted.lock().get(uid).cloned().unwrap_or_default()
+    }
+
+    /// Supplementary groups that the pod's volumes bring along (upstream GetExtraSupplementalGroupsForPod).
+    pub fn groups(&self, uid: &str) -> Vec<i64> {
+        let mut groups: Vec<i64> = self.of(uid).values().filter_map(|m| m.group).collect();
+        groups.sort_unstable();
+        groups
     }
 
     /// Mounts what is not mounted and brings the rest up to date.
@@ -171,7 +180,7 @@ fn refuse_devices(pod: &Pod) -> Result<(), String> {
 enum Wanted {
     EmptyDir(empty_dir::Wanted),
     HostPath(HostPathVolumeSource),
-    Claim(claim::Found),
+    Claim(claim::Found, Option<i64>),
     Image(String),
     Files {
         plugin: &'static str,
@@ -219,7 +228,8 @@ async fn prepare(
         refresh = again;
         files("kubernetes.io/projected", payload, true)
     } else if let Some(source) = &volume.persistent_volume_claim {
-        Wanted::Claim(claim::find(pod, source, group, cx).await?)
+        let (found, gid) = claim::find(pod, source, group, cx).await?;
+        Wanted::Claim(found, gid)
     } else if let Some(source) = &volume.image {
         Wanted::Image(source.reference.clone().unwrap_or_default())
     } else {
@@ -273,10 +283,10 @@ fn make(
     match wanted {
         Wanted::EmptyDir(wanted) => empty_dir::mount(place, name, &wanted),
         Wanted::HostPath(source) => Ok(Mounted::at(host_path::mount(&source)?)),
-        Wanted::Claim(found) => {
+        Wanted::Claim(found, group) => {
             let (mounted, warning) = claim::mount(place, &found)?;
             warnings.extend(warning);
-            Ok(mounted)
+            Ok(Mounted { group, ..mounted })
         }
         Wanted::Image(reference) => Ok(Mounted {
             read_only: true,

@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 /// Upstream's name of the local plugin. A directory of it in the pod's volumes says that the pod has the volume.
 pub const LOCAL: &str = "kubernetes.io/local-volume";
 
+/// Annotation of a PersistentVolume: a group that may use it.
+const GID: &str = "pv.beta.kubernetes.io/gid";
+
 /// What a claim stands for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Found {
@@ -40,7 +43,7 @@ pub struct Local {
     pub on_root_mismatch: bool,
 }
 
-/// Looks the claim up.
+/// Looks the claim up; also the group that its volume's annotation names.
 ///
 /// # Errors
 /// A claim that does not exist or is not bound, or a volume of another kind.
@@ -49,7 +52,7 @@ pub async fn find(
     source: &PersistentVolumeClaimVolumeSource,
     group: Option<u32>,
     cx: &Context<'_>,
-) -> Result<Found, String> {
+) -> Result<(Found, Option<i64>), String> {
     let name = &source.claim_name;
     let claims: Api<PersistentVolumeClaim> =
         Api::namespaced(cx.client.clone(), spec::namespace(pod));
@@ -75,13 +78,21 @@ pub async fn find(
         .security_context
         .as_ref()
         .and_then(|s| s.fs_group_change_policy.as_deref());
-    read(
+    let gid = pv
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(GID))
+        .and_then(|g| g.parse::<u32>().ok())
+        .map(i64::from);
+    let found = read(
         volume,
         &pv.spec.unwrap_or_default(),
         source.read_only.unwrap_or(false),
         group,
         policy == Some("OnRootMismatch"),
-    )
+    )?;
+    Ok((found, gid))
 }
 
 /// What the volume's spec says. Pure.

@@ -6,8 +6,8 @@ use skiff_beneath::Root;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Mode of everything above a volume (upstream's 0750).
-pub const PRIVATE: u32 = 0o750;
+/// Mode of everything above a volume: nobody but the kubelet's user (upstream's 0750 is for root's group too).
+pub const PRIVATE: u32 = 0o700;
 
 /// A pod's directory, by name: made when it is first used.
 #[derive(Debug, Clone)]
@@ -143,10 +143,10 @@ mod tests {
         let volume = place.volume_path("kubernetes.io/empty-dir", "v");
         let mut above = volume.parent().unwrap();
         while above != tmp.path() {
-            assert_eq!(mode(above), 0o750, "{}", above.display());
+            assert_eq!(mode(above), 0o700, "{}", above.display());
             above = above.parent().unwrap();
         }
-        assert_eq!(mode(&config.pod_logs_dir), 0o750);
+        assert_eq!(mode(&config.pod_logs_dir), 0o700);
         let other = Place::new(&config, "u2");
         let plugin = "kubernetes.io/empty-dir";
         assert_eq!(other.others_with(plugin, "v").unwrap(), ["u1"]);

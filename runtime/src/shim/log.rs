@@ -1,8 +1,9 @@
 //! Owns the CRI log format: `<RFC 3339 time> <stdout|stderr> <P|F> <text>`. The splitter is pure; `LogFile` is the file.
 
+use skiff_beneath::Root;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Longer lines are cut into pieces with tag P (upstream's default of 16 KiB).
@@ -89,40 +90,29 @@ fn memchr_newline(data: &[u8]) -> Option<usize> {
     data.iter().position(|b| *b == b'\n')
 }
 
-/// The log file of a container. Write errors (a full disk) lose lines but never stop the container. A link or a FIFO that
-/// somebody put in its place is refused: a pod that may write in the logs' directory must not choose what root writes to.
+/// The log file of a container. Write errors (a full disk) lose lines but never stop the container.
 pub struct LogFile {
     path: PathBuf,
     file: File,
 }
 
 impl LogFile {
+    /// Opens the file, and makes what is missing: `<logs>/<pod>/<container>/<n>.log`. Below the directory of all logs no
+    /// link is followed, and only a regular file is opened: a pod that may write there (a log collector) must not choose
+    /// what root writes to.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let open = || {
-            let file = File::options()
-                .append(true)
-                .create(true)
-                .mode(0o640)
-                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
-                .open(path)?;
-            if !file.metadata()?.is_file() {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    format!("{}: not a regular file", path.display()),
-                ));
-            }
-            Ok(file)
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
         };
-        let file = match open() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                std::fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(path.parent().unwrap_or(Path::new("/")))?;
-                open()?
-            }
-            r => r?,
-        };
+        let base = path.ancestors().skip(1).take(3).last().unwrap_or(parent);
+        let below = parent.strip_prefix(base).unwrap_or(Path::new(""));
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(base)?;
+        let file = Root::open(base)?
+            .make_dirs(below, 0o700)?
+            .append(name, 0o640)?;
         Ok(Self {
             path: path.to_path_buf(),
             file,
@@ -200,9 +190,11 @@ mod tests {
         std::os::unix::fs::symlink(d.join("host"), d.join("link")).unwrap();
         let fifo = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mkfifoat(rustix::fs::CWD, d.join("fifo"), fifo).unwrap();
-        for bad in ["link", "fifo", ""] {
+        std::os::unix::fs::symlink(&d, d.join("dir")).unwrap();
+        for bad in ["link", "fifo", "dir/new.log", "dir/c/0.log"] {
             assert!(LogFile::open(&d.join(bad)).is_err(), "{bad}");
         }
+        assert!(!d.join("new.log").exists() && !d.join("c").exists());
         LogFile::open(&d.join("new/0.log")).unwrap().write(b"x\n");
         assert_eq!(std::fs::read(d.join("new/0.log")).unwrap(), b"x\n");
         std::fs::remove_dir_all(d).unwrap();
