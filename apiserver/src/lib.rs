@@ -11,8 +11,7 @@
 //! - `special::handle(&app, Request) -> Option<Result<Response, Status>>`, first look at every resource request: it takes
 //!   the subresources binding, eviction, token, log, exec, attach, portforward, proxy, and the virtual kinds (reviews);
 //! - `special::reserve(&app, &mut Write) -> Result<Reservation, Status>` after admission: what must be allocated outside of
-//!   the object (service IPs and node ports); dropped without `commit()` it gives them back; `special::released(&app,
-//!   &row, &object)` after a delete;
+//!   the object (service IPs and node ports); held until the store has answered;
 //! - `bootstrap::run(app)` once the store is open.
 
 pub mod admission;
@@ -55,6 +54,8 @@ pub struct Config {
     pub service_node_port_range: (u16, u16),
     /// Shared secret with which agents join; none: made at first start.
     pub token: Option<String>,
+    /// How much the store may take, on disk and in memory.
+    pub datastore_quota: store::space::Quota,
     /// Whose tasks `/readyz` and `/metrics` show; none: one of the server's own.
     pub supervisor: Option<Supervisor>,
 }
@@ -74,6 +75,7 @@ impl Config {
             cluster_domain: "cluster.local".into(),
             service_node_port_range: (30000, 32767),
             token: None,
+            datastore_quota: store::space::Quota::default(),
             supervisor: None,
         }
     }
@@ -193,15 +195,22 @@ pub async fn serve(mut config: Config, cancel: CancellationToken) -> Result<Hand
     let auth = auth::Auth::open(&config)?;
     let tls = auth.pki.server_config()?;
     let table = registry::table::Table::new(skiff_api::kinds::builtin());
-    let hooks = store::Hooks::new(registry::select::attributes_of(&table.rows()));
-    let database = config.data_dir.join("server/db");
-    let store = store::embedded::Embedded::open(&database, store::embedded::Options::new(hooks))
-        .map_err(|e| Error::Store(e.to_string()))?;
-    let special = special::Special::new(&config, &auth)?;
+    let attributes = registry::select::attributes_of(&table.rows());
+    let hooks = store::Hooks::new(special::services::with_claims(attributes));
     let supervisor = config
         .supervisor
         .clone()
         .unwrap_or_else(|| Supervisor::new(cancel.clone()));
+    let database = config.data_dir.join("server/db");
+    let mut options = store::embedded::Options::new(hooks);
+    options.quota = config.datastore_quota;
+    options.on_fatal = Some(Box::new({
+        let supervisor = supervisor.clone();
+        move |why| supervisor.fail(why)
+    }));
+    let store = store::embedded::Embedded::open(&database, options)
+        .map_err(|e| Error::Store(e.to_string()))?;
+    let special = special::Special::new(&config, &auth)?;
     let app = Arc::new(App {
         supervisor,
         config,

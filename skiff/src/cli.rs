@@ -119,6 +119,14 @@ pub struct ServerArgs {
     /// Secret that agents join with [default: one made at the first start]
     #[arg(short, long, env = "SKIFF_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// Bytes that the cluster's objects may take on disk; when they are used up, only reads and deletes pass
+    #[arg(long, env = "SKIFF_DATASTORE_QUOTA_BYTES", value_name = "BYTES", default_value_t = 2 << 30,
+        value_parser = clap::value_parser!(u64).range(16 << 20..))]
+    pub datastore_quota_bytes: u64,
+    /// Bytes that the cluster's objects may take in memory [default: no bound of their own]
+    #[arg(long, env = "SKIFF_DATASTORE_MEMORY_QUOTA_BYTES", value_name = "BYTES",
+        value_parser = clap::value_parser!(u64).range(4 << 20..))]
+    pub datastore_memory_quota_bytes: Option<u64>,
     /// Registries' mirrors, credentials and certificates
     #[arg(long, default_value = "/etc/skiff/registries.yaml")]
     pub private_registry: PathBuf,

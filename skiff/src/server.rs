@@ -84,6 +84,10 @@ pub async fn run(args: ServerArgs) -> Result<()> {
             cluster_domain: args.cluster_domain.clone(),
             service_node_port_range: port_range(&args.service_node_port_range)?,
             token: args.token.clone(),
+            datastore_quota: skiff_apiserver::store::space::Quota {
+                bytes: args.datastore_quota_bytes,
+                memory: args.datastore_memory_quota_bytes,
+            },
             supervisor: Some(supervisor.clone()),
         },
         stop.clone(),

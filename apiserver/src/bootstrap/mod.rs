@@ -22,7 +22,6 @@ use std::sync::Arc;
 pub async fn run(app: &Arc<App>) -> Result<(), Status> {
     app.auth.rbac.follow(app)?;
     app.auth.nodes.follow(app)?;
-    app.special.services.rebuild(app)?;
     namespaces::ensure(app).await?;
     // Independent of each other: together they need fewer commits.
     let (a, b, c) = tokio::join!(

@@ -84,7 +84,7 @@ pub async fn create_object(
             user: target.user,
             dry_run: target.dry_run,
         };
-        let reservation = special::reserve(target.app, &mut inner).await?;
+        let _reservation = special::reserve(target.app, &mut inner).await?;
         let errors = input::validate(row, &inner.object, None);
         let name = meta::text(&inner.object, "name").to_string();
         if !errors.is_empty() {
@@ -119,10 +119,7 @@ pub async fn create_object(
             )
             .await
         {
-            Ok(entry) => {
-                reservation.commit();
-                return Ok(Written::Stored(entry));
-            }
+            Ok(entry) => return Ok(Written::Stored(entry)),
             Err(e) if e.is_conflict() => {
                 if last {
                     let mut status = Status::already_exists(&row.group, &row.plural, &name);

@@ -4,7 +4,7 @@ use super::{Call, Target, add_seconds, encode, form, input, meta, now};
 use crate::http::{Answer, respond};
 use crate::registry::options::Options;
 use crate::store::{Entry, Expect};
-use crate::{Operation, Write, admission, special};
+use crate::{Operation, Write, admission};
 use serde_json::{Value, json};
 use skiff_api::status::Status;
 use std::sync::Arc;
@@ -144,9 +144,6 @@ pub async fn delete_object(target: &Target<'_>, options: &Options) -> Result<Del
         };
         match result {
             Ok((entry, gone)) => {
-                if gone {
-                    special::released(app, row, &old);
-                }
                 return Ok(Deleted {
                     entry,
                     dry: None,

@@ -201,7 +201,7 @@ async fn attempt(
         meta::count_generation(row, &mut write.object, &old);
     }
     write.old = Some(old);
-    let reservation = special::reserve(target.app, &mut write).await?;
+    let _reservation = special::reserve(target.app, &mut write).await?;
     let old = write.old.take().unwrap_or_default();
     let errors = match target.subresource {
         "" | "scale" => input::validate(row, &write.object, Some(&old)),
@@ -234,10 +234,7 @@ async fn attempt(
             .write(key.to_string(), Expect::Revision(entry.revision), None)
             .await
         {
-            Ok(last) => {
-                special::released(target.app, row, &object);
-                Ok(Some(Written::Deleted(last)))
-            }
+            Ok(last) => Ok(Some(Written::Deleted(last))),
             Err(e) if e.is_conflict() => Ok(None),
             Err(e) => Err(e.status()),
         };
@@ -260,10 +257,7 @@ async fn attempt(
         )
         .await
     {
-        Ok(entry) => {
-            reservation.commit();
-            Ok(Some(Written::Stored(entry)))
-        }
+        Ok(entry) => Ok(Some(Written::Stored(entry))),
         Err(e) if e.is_conflict() => Ok(None),
         Err(e) => Err(e.status()),
     }

@@ -15,8 +15,9 @@ pub mod tunnel;
 use crate::http::{Answer, Request};
 use crate::registry::table::Row;
 use crate::{App, Config, Error, Write, auth};
-use serde_json::Value;
+use parking_lot::Mutex;
 use skiff_api::status::Status;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// State of the special resources.
@@ -28,7 +29,7 @@ pub struct Special {
 }
 
 impl Special {
-    /// Nothing allocated yet; [`services::Allocations::rebuild`] reads what is.
+    /// Of a configuration.
     ///
     /// # Errors
     /// When the service network is no network, or the certificates for kubelets cannot be used.
@@ -77,28 +78,32 @@ pub async fn handle(app: &Arc<App>, row: &Arc<Row>, request: Request) -> Handled
     Handled::Done(done)
 }
 
-/// What was allocated for a write; gives it back when dropped without [`Reservation::commit`].
+/// What a write is about to take, so that no other takes it meanwhile. Hold it until the store has answered: from then on
+/// what the store holds counts.
 #[must_use]
 #[derive(Default)]
 pub struct Reservation {
-    undo: Option<Box<dyn FnOnce() + Send>>,
-    done: Option<Box<dyn FnOnce() + Send>>,
+    pending: Option<Arc<Mutex<HashSet<String>>>>,
+    claims: Vec<String>,
 }
 
 impl Reservation {
-    /// The write was stored: keep what was allocated, and release what the old object had and the new one has not.
-    pub fn commit(mut self) {
-        self.undo = None;
-        if let Some(f) = self.done.take() {
-            f();
+    /// Of claims that stand in a set of those that are pending.
+    fn new(pending: Arc<Mutex<HashSet<String>>>, claims: Vec<String>) -> Self {
+        Self {
+            pending: Some(pending),
+            claims,
         }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if let Some(f) = self.undo.take() {
-            f();
+        if let Some(pending) = &self.pending {
+            let mut pending = pending.lock();
+            for c in &self.claims {
+                pending.remove(c);
+            }
         }
     }
 }
@@ -113,11 +118,4 @@ pub async fn reserve(app: &Arc<App>, write: &mut Write<'_>) -> Result<Reservatio
         return services::reserve(app, write);
     }
     Ok(Reservation::default())
-}
-
-/// An object is gone: gives back what was allocated for it.
-pub fn released(app: &Arc<App>, row: &Row, object: &Value) {
-    if row.group.is_empty() && row.plural == "services" {
-        app.special.services.release(object);
-    }
 }

@@ -1,13 +1,10 @@
-//! Which node ports are taken. Pure: randomness comes in.
-
-use std::collections::HashSet;
+//! The node ports. Pure: randomness and what is taken come in.
 
 /// A range of ports.
 #[derive(Debug, Clone)]
 pub struct Ports {
     first: u16,
     last: u16,
-    taken: HashSet<u16>,
 }
 
 impl Ports {
@@ -16,7 +13,6 @@ impl Ports {
         Self {
             first,
             last: last.max(first),
-            taken: HashSet::new(),
         }
     }
     /// `30000-32767`
@@ -27,39 +23,29 @@ impl Ports {
     pub fn contains(&self, port: i64) -> bool {
         (i64::from(self.first)..=i64::from(self.last)).contains(&port)
     }
-    /// Takes a port; false when somebody has it.
-    pub fn take(&mut self, port: u16) -> bool {
-        self.taken.insert(port)
-    }
-    /// Takes any port.
-    pub fn any(&mut self, random: u32) -> Option<u16> {
+    /// Any port that is not taken; `random` decides where to start looking.
+    pub fn any(&self, random: u32, taken: impl Fn(u16) -> bool) -> Option<u16> {
         let n = u32::from(self.last - self.first) + 1;
-        let found = (0..n)
+        (0..n)
             .map(|i| self.first + ((random % n + i) % n) as u16)
-            .find(|p| !self.taken.contains(p))?;
-        self.taken.insert(found);
-        Some(found)
-    }
-    /// Gives a port back.
-    pub fn release(&mut self, port: u16) {
-        self.taken.remove(&port);
+            .find(|p| !taken(*p))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     #[test]
     fn ports_are_unique_until_there_are_none() {
-        let mut p = Ports::new(30000, 30003);
-        assert!(p.take(30001) && !p.take(30001));
-        let mut got = HashSet::new();
-        while let Some(x) = p.any(u32::MAX) {
-            assert!(got.insert(x) && x != 30001);
+        let p = Ports::new(30000, 30003);
+        let mut got = HashSet::from([30001]);
+        while let Some(x) = p.any(u32::MAX, |x| got.contains(&x)) {
+            assert!(got.insert(x));
         }
-        assert_eq!(got.len(), 3);
-        p.release(30002);
-        assert_eq!(p.any(0), Some(30002));
+        assert_eq!(got.len(), 4);
+        got.remove(&30002);
+        assert_eq!(p.any(0, |x| got.contains(&x)), Some(30002));
     }
 }

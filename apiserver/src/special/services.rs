@@ -1,28 +1,86 @@
 //! What services get from the server: addresses, families, node ports (upstream's pkg/registry/core/service/storage/alloc.go).
-//! Owns both allocators, which live in memory, are rebuilt from the store at start, and are changed under one lock.
+//! Owns the choice of what is free. What is taken is what the services in the store have, each of which claims its
+//! addresses and ports there, and what writes under way are about to take: so a write whose end nobody saw (its client went
+//! away, its disk was full) takes nothing twice and loses nothing.
 
 use super::Reservation;
 use super::nodeport::Ports;
-use super::service_ip::{Addresses, Refused};
+use super::service_ip::Addresses;
 use crate::admission::text;
+use crate::store::AttributesOf;
 use crate::{App, Config, Error, Operation, Write};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::field::FieldError;
 use skiff_api::status::Status;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-/// Both allocators.
-#[derive(Debug)]
-struct State {
+/// Addresses, ports, and what writes under way are about to take.
+pub struct Allocations {
     addresses: Addresses,
     ports: Ports,
+    pending: Arc<Mutex<HashSet<String>>>,
 }
 
-/// What services have.
-pub struct Allocations(Arc<Mutex<State>>);
+/// An address as it is claimed.
+fn address(a: Ipv4Addr) -> String {
+    format!("service-ip/{a}")
+}
+
+/// A node port as it is claimed: a number belongs to one service, whatever the protocol.
+fn port(p: u16) -> String {
+    format!("node-port/{p}")
+}
+
+/// The store's hook with the claims of services.
+pub fn with_claims(inner: AttributesOf) -> AttributesOf {
+    Arc::new(move |key, value| {
+        let attributes = inner(key, value);
+        if !key.starts_with("/core/services/") {
+            return attributes;
+        }
+        match serde_json::from_slice::<Value>(value) {
+            Ok(service) => attributes.with_claims(Has::of(&service).claims().into_iter()),
+            Err(_) => attributes,
+        }
+    })
+}
+
+/// What is free, seen by one allocation.
+struct Free<'a> {
+    addresses: &'a Addresses,
+    ports: &'a Ports,
+    pending: &'a mut HashSet<String>,
+    /// Has any stored service this claim?
+    stored: &'a dyn Fn(&str) -> bool,
+    /// What this allocation took.
+    taken: Vec<String>,
+}
+
+impl Free<'_> {
+    fn is_taken(&self, claim: &str) -> bool {
+        self.pending.contains(claim) || (self.stored)(claim)
+    }
+    /// False when somebody has it.
+    fn take(&mut self, claim: String) -> bool {
+        if self.is_taken(&claim) {
+            return false;
+        }
+        self.pending.insert(claim.clone());
+        self.taken.push(claim);
+        true
+    }
+    fn any_address(&mut self, random: u32) -> Option<Ipv4Addr> {
+        let found = self.addresses.any(random, |a| self.is_taken(&address(a)))?;
+        self.take(address(found)).then_some(found)
+    }
+    fn any_port(&mut self, random: u32) -> Option<u16> {
+        let found = self.ports.any(random, |p| self.is_taken(&port(p)))?;
+        self.take(port(found)).then_some(found)
+    }
+}
 
 /// What one service has.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -57,24 +115,16 @@ impl Has {
         }
         h
     }
-    fn release(&self, s: &mut State) {
-        self.addresses.iter().for_each(|a| s.addresses.release(*a));
-        self.ports.iter().for_each(|p| s.ports.release(*p));
-    }
-    fn without(&self, other: &Self) -> Self {
-        Self {
-            addresses: self
-                .addresses
-                .difference(&other.addresses)
-                .copied()
-                .collect(),
-            ports: self.ports.difference(&other.ports).copied().collect(),
-        }
+    fn claims(&self) -> Vec<String> {
+        let addresses = self.addresses.iter().map(|a| address(*a));
+        addresses
+            .chain(self.ports.iter().map(|p| port(*p)))
+            .collect()
     }
 }
 
 impl Allocations {
-    /// Nothing taken yet.
+    /// The networks of a configuration.
     ///
     /// # Errors
     /// When the configuration names no network.
@@ -87,37 +137,11 @@ impl Allocations {
         let addresses = Addresses::new(&config.service_cidr, &kept)
             .map_err(|e| Error::Bootstrap(Status::bad_request(e)))?;
         let (first, last) = config.service_node_port_range;
-        Ok(Self(Arc::new(Mutex::new(State {
+        Ok(Self {
             addresses,
             ports: Ports::new(first, last),
-        }))))
-    }
-
-    /// Takes what the services in the store have.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub fn rebuild(&self, app: &App) -> Result<(), Status> {
-        let mut s = self.0.lock();
-        for service in crate::admission::list(app, "core/services", "") {
-            let has = Has::of(&service);
-            for a in has.addresses {
-                if s.addresses.take(a).is_err() {
-                    let m = &service["metadata"];
-                    tracing::warn!(address = %a, namespace = text(m, &["namespace"]), service = text(m, &["name"]),
-                        "a service has an address that is not of the service network or that another one has, too; make it anew");
-                }
-            }
-            for p in has.ports {
-                s.ports.take(p);
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives back what a service has.
-    pub fn release(&self, service: &Value) {
-        Has::of(service).release(&mut self.0.lock());
+            pending: Arc::default(),
+        })
     }
 }
 
@@ -129,30 +153,30 @@ pub fn reserve(app: &App, write: &mut Write<'_>) -> Result<Reservation, Status> 
     if write.operation == Operation::Delete {
         return Ok(Reservation::default());
     }
-    let state = app.special.services.0.clone();
-    let old = write.old.clone();
+    let all = &app.special.services;
     let name = text(&write.object, &["metadata", "name"]).to_string();
     let (mut random_ip, mut random_port) = (rand::random::<u32>, rand::random::<u32>);
-    let (new, released) = {
-        let mut s = state.lock();
-        allocate(
-            &mut s,
-            &mut write.object,
-            old.as_ref(),
-            &mut random_ip,
-            &mut random_port,
-        )
-        .map_err(|e| Status::invalid("", "Service", &name, &e))?
+    let mut pending = all.pending.lock();
+    let mut free = Free {
+        addresses: &all.addresses,
+        ports: &all.ports,
+        pending: &mut pending,
+        stored: &|claim| app.store.claimed(claim),
+        taken: Vec::new(),
     };
-    let undo = {
-        let state = state.clone();
-        Box::new(move || new.release(&mut state.lock()))
-    };
-    let done = Box::new(move || released.release(&mut state.lock()));
-    Ok(Reservation {
-        undo: Some(undo),
-        done: Some(done),
-    })
+    let result = allocate(
+        &mut free,
+        &mut write.object,
+        write.old.as_ref(),
+        &mut random_ip,
+        &mut random_port,
+    );
+    let taken = free.taken;
+    drop(pending);
+    // Also what was taken before the refusal is given back by it.
+    let reservation = Reservation::new(all.pending.clone(), taken);
+    result.map_err(|e| Status::invalid("", "Service", &name, &[e]))?;
+    Ok(reservation)
 }
 
 fn needs_address(spec: &Value) -> bool {
@@ -172,29 +196,23 @@ fn needs_health_port(spec: &Value) -> bool {
     text(spec, &["type"]) == "LoadBalancer" && text(spec, &["externalTrafficPolicy"]) == "Local"
 }
 
-/// Writes into `object` what it needs. Gives what was newly taken, and what the old one had and the new one has not.
+/// Writes into `object` what it needs.
 fn allocate(
-    s: &mut State,
+    free: &mut Free<'_>,
     object: &mut Value,
     old: Option<&Value>,
     random_ip: &mut dyn FnMut() -> u32,
     random_port: &mut dyn FnMut() -> u32,
-) -> Result<(Has, Has), Vec<FieldError>> {
+) -> Result<(), FieldError> {
     if !object["spec"].is_object() {
-        return Ok(Default::default());
+        return Ok(());
     }
     if let Some(old) = old {
         carry(&mut object["spec"], &old["spec"]);
     }
     let before = old.map(Has::of).unwrap_or_default();
-    let mut taken = Has::default();
-    let result = addresses(s, &mut object["spec"], &before, &mut taken, random_ip)
-        .and_then(|()| ports(s, &mut object["spec"], &before, &mut taken, random_port));
-    if let Err(e) = result {
-        taken.release(s);
-        return Err(vec![e]);
-    }
-    Ok((taken, before.without(&Has::of(object))))
+    addresses(free, &mut object["spec"], &before, random_ip)?;
+    ports(free, &mut object["spec"], &before, random_port)
 }
 
 /// patchAllocatedValues and dropTypeDependentFields: what an update leaves out stays, what its type cannot have goes.
@@ -273,10 +291,9 @@ fn remove(v: &mut Value, key: &str) {
 }
 
 fn addresses(
-    s: &mut State,
+    free: &mut Free<'_>,
     spec: &mut Value,
     before: &Has,
-    taken: &mut Has,
     random: &mut dyn FnMut() -> u32,
 ) -> Result<(), FieldError> {
     // Reading by index leaves nulls behind in serde_json; they are cleared here for those that are not set below.
@@ -354,26 +371,26 @@ fn addresses(
     if !headless {
         let address = match wanted.parse::<Ipv4Addr>() {
             Ok(a) if before.addresses.contains(&a) => a,
-            Ok(a) => match s.addresses.take(a) {
-                Ok(()) => {
-                    taken.addresses.insert(a);
-                    a
-                }
-                Err(why) => {
-                    let why = match why {
-                        Refused::Range => format!(
-                            "the provided IP ({a}) is not in the valid range. The range of valid IPs is {}",
-                            s.addresses.text()
-                        ),
-                        Refused::Taken => "provided IP is already allocated".to_string(),
-                    };
+            Ok(a) => {
+                let why = if !free.addresses.contains(a) {
+                    format!(
+                        "the provided IP ({a}) is not in the valid range. The range of valid IPs is {}",
+                        free.addresses.text()
+                    )
+                } else if !free.take(address(a)) {
+                    "provided IP is already allocated".to_string()
+                } else {
+                    String::new()
+                };
+                if !why.is_empty() {
                     return Err(FieldError::invalid(
                         "spec.clusterIPs",
                         json!([wanted]),
                         format!("failed to allocate IP {a}: {why}"),
                     ));
                 }
-            },
+                a
+            }
             Err(_) if !wanted.is_empty() => {
                 return Err(FieldError::invalid(
                     "spec.clusterIPs[0]",
@@ -381,11 +398,8 @@ fn addresses(
                     "must be a valid IPv4 address of the service network",
                 ));
             }
-            Err(_) => match s.addresses.any(random()) {
-                Some(a) => {
-                    taken.addresses.insert(a);
-                    a
-                }
+            Err(_) => match free.any_address(random()) {
+                Some(a) => a,
                 None => {
                     return Err(FieldError {
                         kind: skiff_api::field::ErrorType::Internal,
@@ -394,7 +408,7 @@ fn addresses(
                             Value::Null,
                             format!(
                                 "failed to allocate a serviceIP: range is full ({})",
-                                s.addresses.text()
+                                free.addresses.text()
                             ),
                         )
                     });
@@ -432,10 +446,9 @@ fn addresses(
 }
 
 fn ports(
-    s: &mut State,
+    free: &mut Free<'_>,
     spec: &mut Value,
     before: &Has,
-    taken: &mut Has,
     random: &mut dyn FnMut() -> u32,
 ) -> Result<(), FieldError> {
     let full = |field: String, range: String| FieldError {
@@ -446,42 +459,39 @@ fn ports(
             format!("failed to allocate a nodePort: range is full ({range})"),
         )
     };
-    let mut ask = |s: &mut State,
-                   taken: &mut Has,
-                   field: String,
-                   n: i64|
-     -> Result<u16, FieldError> {
-        let port = u16::try_from(n).unwrap_or(0);
-        if n != 0 {
-            if before.ports.contains(&port) || taken.ports.contains(&port) {
-                return Ok(port);
-            }
-            if !s.ports.contains(n) {
-                return Err(FieldError::invalid(
-                    field,
-                    n,
-                    format!(
-                        "provided port is not in the valid range. The range of valid ports is {}",
-                        s.ports.text()
-                    ),
-                ));
-            }
-            if !s.ports.take(port) {
-                return Err(FieldError::invalid(
-                    field,
-                    n,
-                    "provided port is already allocated",
-                ));
-            }
-            taken.ports.insert(port);
-            return Ok(port);
+    // What this service takes in this very call may be named twice: by a port's twin of another protocol.
+    let mut own = before.ports.clone();
+    let mut ask = |free: &mut Free<'_>, field: String, n: i64| -> Result<u16, FieldError> {
+        if n == 0 {
+            let got = free
+                .any_port(random())
+                .ok_or_else(|| full(field, free.ports.text()))?;
+            own.insert(got);
+            return Ok(got);
         }
-        let port = s
-            .ports
-            .any(random())
-            .ok_or_else(|| full(field, s.ports.text()))?;
-        taken.ports.insert(port);
-        Ok(port)
+        let number = u16::try_from(n).unwrap_or(0);
+        if own.contains(&number) {
+            return Ok(number);
+        }
+        if !free.ports.contains(n) {
+            return Err(FieldError::invalid(
+                field,
+                n,
+                format!(
+                    "provided port is not in the valid range. The range of valid ports is {}",
+                    free.ports.text()
+                ),
+            ));
+        }
+        if !free.take(port(number)) {
+            return Err(FieldError::invalid(
+                field,
+                n,
+                "provided port is already allocated",
+            ));
+        }
+        own.insert(number);
+        Ok(number)
     };
     if needs_ports(spec) {
         // Those that were asked for first, so that no random one takes their place.
@@ -510,7 +520,7 @@ fn ports(
                     })
                     .and_then(|(_, o)| o["nodePort"].as_i64());
                 let n = if n == 0 { twin.unwrap_or(0) } else { n };
-                let got = ask(s, taken, format!("spec.ports[{i}].nodePort"), n)?;
+                let got = ask(free, format!("spec.ports[{i}].nodePort"), n)?;
                 spec["ports"][i]["nodePort"] = got.into();
             }
         }
@@ -529,14 +539,14 @@ fn ports(
         && text(spec, &["type"]) == "LoadBalancer"
     {
         // Node ports may be named even when none are allocated.
-        ask(s, taken, format!("spec.ports[{i}].nodePort"), n)?;
+        ask(free, format!("spec.ports[{i}].nodePort"), n)?;
     }
     if needs_health_port(spec) {
         let n = spec
             .get("healthCheckNodePort")
             .and_then(Value::as_i64)
             .unwrap_or(0);
-        let got = ask(s, taken, "spec.healthCheckNodePort".into(), n)?;
+        let got = ask(free, "spec.healthCheckNodePort".into(), n)?;
         spec["healthCheckNodePort"] = got.into();
     }
     Ok(())
@@ -546,17 +556,29 @@ fn ports(
 mod tests {
     use super::*;
 
+    /// What the services in the store have.
+    #[derive(Default)]
+    struct State(HashSet<String>);
+
     fn state() -> State {
-        State {
-            addresses: Addresses::new("10.43.0.0/24", &[]).expect("net"),
-            ports: Ports::new(30000, 30009),
-        }
+        State::default()
     }
+    /// Allocates, and stores what came of it.
     fn go(s: &mut State, new: Value, old: Option<&Value>) -> Result<Value, String> {
         let mut new = json!({"spec": new});
-        let (_, released) =
-            allocate(s, &mut new, old, &mut || 100, &mut || 3).map_err(|e| e[0].to_string())?;
-        released.release(s);
+        let stored = s.0.clone();
+        let mut free = Free {
+            addresses: &Addresses::new("10.43.0.0/24", &[]).expect("net"),
+            ports: &Ports::new(30000, 30009),
+            pending: &mut HashSet::new(),
+            stored: &|c| stored.contains(c),
+            taken: Vec::new(),
+        };
+        allocate(&mut free, &mut new, old, &mut || 100, &mut || 3).map_err(|e| e.to_string())?;
+        for c in old.map(|o| Has::of(o).claims()).into_iter().flatten() {
+            s.0.remove(&c);
+        }
+        s.0.extend(Has::of(&new).claims());
         Ok(new)
     }
 
@@ -637,8 +659,6 @@ mod tests {
             ),
             "{e}"
         );
-        // A refusal keeps nothing: the address it had taken before the port failed is free again.
-        assert_eq!(s.addresses.clone().any(100), s.addresses.any(100));
     }
 
     #[test]
@@ -669,16 +689,11 @@ mod tests {
         let plain = go(&mut s, spec, Some(&old)).expect("svc");
         assert_eq!(plain["spec"]["clusterIP"], ip);
         assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
-        assert!(s.ports.take(30003), "the port is free again");
+        assert!(!s.0.contains(&port(30003)), "the port is free again");
         let mut spec = plain["spec"].clone();
         spec["type"] = "ExternalName".into();
         let external = go(&mut s, spec, Some(&plain)).expect("svc");
         assert!(external["spec"].get("clusterIP").is_none());
-        assert_eq!(
-            s.addresses
-                .take(ip.as_str().and_then(|i| i.parse().ok()).expect("ip")),
-            Ok(()),
-            "and the address"
-        );
+        assert!(s.0.is_empty(), "and the address");
     }
 }

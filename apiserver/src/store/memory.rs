@@ -1,6 +1,7 @@
 //! The state in memory that every implementation of the store answers reads and watches from: the current entries, and for
 //! each collection a bounded ring of its recent events. Does no I/O; one writer applies batches, everybody else reads.
 
+use super::load::History;
 use super::{Entry, Error, Event, Page, Range, collection};
 use parking_lot::RwLock;
 use std::borrow::Borrow;
@@ -121,12 +122,41 @@ fn retained(e: &Event) -> usize {
 
 struct State {
     collections: HashMap<Box<str>, Collection>,
+    /// Claims with the keys of those who have them. More than one has the same only in data of older versions.
+    claims: BTreeSet<(Box<str>, Box<str>)>,
+    /// The sum of what the entries cost.
+    cost: usize,
     revision: u64,
     /// What a collection that has not been seen yet knows everything since.
     opened: u64,
     closed: bool,
     /// Which collection is trimmed next.
     turn: usize,
+}
+
+impl State {
+    fn collection(&mut self, key: &str) -> &mut Collection {
+        let name = collection(key);
+        // Two look-ups, but no copy of the name where there is one.
+        if !self.collections.contains_key(name) {
+            self.collections
+                .insert(name.into(), Collection::new(self.opened));
+        }
+        #[allow(clippy::expect_used)]
+        self.collections.get_mut(name).expect("made just now")
+    }
+
+    fn claim(&mut self, e: &Entry) {
+        for c in e.attributes.claims() {
+            self.claims.insert((c.into(), e.key.clone()));
+        }
+    }
+
+    fn give_up(&mut self, e: &Entry) {
+        for c in e.attributes.claims() {
+            self.claims.remove(&(Box::from(c), e.key.clone()));
+        }
+    }
 }
 
 /// The state. Cheap to share.
@@ -142,25 +172,42 @@ pub struct Change {
 }
 
 impl Memory {
-    /// The entries that were found on disk, at a revision.
-    pub fn new(entries: impl Iterator<Item = Arc<Entry>>, revision: u64, limits: Limits) -> Self {
-        let mut collections: HashMap<Box<str>, Collection> = HashMap::new();
-        for e in entries {
-            let name = collection(&e.key);
-            if !collections.contains_key(name) {
-                collections.insert(name.into(), Collection::new(revision));
-            }
-            if let Some(c) = collections.get_mut(name) {
-                c.entries.insert(ByKey(e));
-            }
-        }
-        let state = State {
-            collections,
+    /// The entries and the recent events that were found on disk, at a revision.
+    pub fn new(
+        entries: Vec<Arc<Entry>>,
+        revision: u64,
+        history: History,
+        limits: Limits,
+        now: u64,
+    ) -> Self {
+        let mut state = State {
+            collections: HashMap::new(),
+            claims: BTreeSet::new(),
+            cost: 0,
             revision,
-            opened: revision,
+            opened: history.base,
             closed: false,
             turn: 0,
         };
+        for (name, since) in &history.since {
+            let c = Collection::new((*since).max(history.base));
+            state.collections.insert(name.clone(), c);
+        }
+        for e in entries {
+            state.cost += e.cost();
+            state.claim(&e);
+            state.collection(&e.key).entries.insert(ByKey(e));
+        }
+        for (event, at) in history.events {
+            let c = state.collection(&event.entry.key);
+            if event.revision > c.since {
+                c.bytes += retained(&event);
+                c.ring.push_back(Recorded { event, at });
+            }
+        }
+        for c in state.collections.values_mut() {
+            c.trim(&limits, now);
+        }
         Self {
             state: RwLock::new(state),
             limits,
@@ -181,6 +228,24 @@ impl Memory {
             .entries
             .get(key)
             .map(|e| e.0.clone())
+    }
+
+    /// What entries and history cost in bytes, roughly.
+    pub fn cost(&self) -> u64 {
+        let state = self.state.read();
+        let history: usize = state.collections.values().map(|c| c.bytes).sum();
+        (state.cost + history) as u64
+    }
+
+    /// Has anybody this claim whose key passes?
+    pub fn claimed(&self, claim: &str, whose: impl Fn(&str) -> bool) -> bool {
+        let state = self.state.read();
+        let from = (Box::from(claim), Box::from(""));
+        state
+            .claims
+            .range(from..)
+            .take_while(|(c, _)| &**c == claim)
+            .any(|(_, k)| whose(k))
     }
 
     /// How many entries a prefix has.
@@ -306,15 +371,15 @@ impl Memory {
             let state = &mut *state;
             for Change { event } in changes {
                 state.revision = event.revision;
-                let name = collection(&event.entry.key);
-                if !state.collections.contains_key(name) {
-                    state
-                        .collections
-                        .insert(name.into(), Collection::new(state.opened));
+                if let Some(p) = &event.previous {
+                    state.cost -= p.cost();
+                    state.give_up(p);
                 }
-                let Some(c) = state.collections.get_mut(name) else {
-                    continue;
-                };
+                if !event.deleted {
+                    state.cost += event.entry.cost();
+                    state.claim(&event.entry);
+                }
+                let c = state.collection(&event.entry.key);
                 if event.deleted {
                     c.entries.remove(&*event.entry.key);
                 } else {

@@ -11,7 +11,12 @@ pub mod disk;
 pub mod embedded;
 #[cfg(test)]
 mod embedded_tests;
+mod expiry;
+mod load;
 pub mod memory;
+mod record;
+pub mod space;
+mod writer;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -52,7 +57,7 @@ impl Entry {
     }
 }
 
-/// Labels and selectable fields in one allocation (none when there are none).
+/// Labels, selectable fields and claims in one allocation (none when there are none).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes(Box<str>);
 
@@ -78,6 +83,18 @@ impl Attributes {
         fields.for_each(|(k, v)| put('f', k, v));
         Self(s.into_boxed_str())
     }
+    /// The same with claims: what at most one object may have at a time, e.g. `ip/10.43.0.7`. The store refuses a write
+    /// that claims what another object has.
+    #[must_use]
+    pub fn with_claims(self, claims: impl Iterator<Item = String>) -> Self {
+        let mut s = String::from(self.0);
+        for c in claims {
+            s.push('c');
+            s.push_str(&c.replace('\0', "\u{fffd}"));
+            s.push_str("\0\0");
+        }
+        Self(s.into_boxed_str())
+    }
     fn pairs(&self, mark: char) -> impl Iterator<Item = (&str, &str)> {
         let mut parts = self.0.split_terminator('\0');
         std::iter::from_fn(move || Some((parts.next()?, parts.next()?)))
@@ -90,6 +107,10 @@ impl Attributes {
     /// All selectable fields.
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
         self.pairs('f')
+    }
+    /// What the object has for itself alone.
+    pub fn claims(&self) -> impl Iterator<Item = &str> {
+        self.pairs('c').map(|(k, _)| k)
     }
     /// The value of a label.
     pub fn label(&self, name: &str) -> Option<&str> {
@@ -107,7 +128,8 @@ pub type AttributesOf = Arc<dyn Fn(&str, &[u8]) -> Attributes + Send + Sync>;
 /// What the store is told about its values when it is opened.
 #[derive(Clone)]
 pub struct Hooks {
-    /// Puts the revision into a value. `old` is the revision that is in there now (none: a value as it was given).
+    /// Puts the revision into a value. `old` is the revision that is in there now (none: a value as it was given). Of a value
+    /// with a revision inside it must be undone by being done the other way round.
     pub splice: fn(value: &[u8], old: Option<u64>, new: u64) -> Bytes,
     /// Finds labels and selectable fields. Called once for each write, and for each object when the store is opened.
     pub attributes: AttributesOf,
@@ -224,15 +246,38 @@ pub enum Error {
         /// The current one.
         current: u64,
     },
-    /// No space left for the database; reads go on.
-    #[error("the disk of {0} is full: free some space; until then only reads are served")]
+    /// Somebody else has what this object claims.
+    #[error("{claim} is taken by {by}")]
+    Claimed {
+        /// The claim.
+        claim: String,
+        /// The key of the object that has it.
+        by: String,
+    },
+    /// No space left for the database; reads and deletes go on.
+    #[error("the disk of {0} is full: free some space; until then only reads and deletes pass")]
     Full(String),
-    /// The database cannot be written; reads go on.
-    #[error("cannot write {file}: {why}; check the disk; until then only reads are served")]
-    Io {
+    /// The quota is used up; reads and deletes go on. The first words are those of etcd's alarm, which people look for.
+    #[error(
+        "etcdserver: mvcc: database space exceeded: {used} of {quota} bytes of {flag} are used; delete what is not needed or raise it; until then only reads and deletes pass"
+    )]
+    Quota {
+        /// What is used, in bytes.
+        used: u64,
+        /// What may be used.
+        quota: u64,
+        /// What sets it.
+        flag: &'static str,
+    },
+    /// The store has failed for good: nothing is written any more, and the server ends. What the failed write did shows at
+    /// the next start.
+    #[error(
+        "the store {file} failed: {why}; the server ends, check the disk and start it again: it goes on with what the disk holds"
+    )]
+    Failed {
         /// The database.
         file: String,
-        /// The system's answer.
+        /// What happened.
         why: String,
     },
     /// The store has been closed.
@@ -272,9 +317,17 @@ impl Error {
                 s
             }
             // RFC 4918's code for a disk that is full; client-go treats it as any other server error.
-            Self::Full(_) => Status::new(507, "InternalError", self.to_string()),
+            Self::Full(_) | Self::Quota { .. } => {
+                Status::new(507, "InternalError", self.to_string())
+            }
+            // It was free a moment ago: another try allocates something else.
+            Self::Claimed { .. } => {
+                let mut s = Status::new(500, "ServerTimeout", format!("{self}, please try again"));
+                s.details = serde_json::json!({"retryAfterSeconds": 1});
+                s
+            }
             Self::Closed => Status::service_unavailable(self.to_string()),
-            Self::Io { .. } | Self::Open(_) => Status::internal(self),
+            Self::Failed { .. } | Self::Open(_) => Status::internal(self),
         }
     }
 }
@@ -297,12 +350,16 @@ pub trait Store: Send + Sync + 'static {
     /// How many entries a prefix has. Cheap for a whole collection.
     fn count(&self, prefix: &str) -> usize;
 
+    /// Has any object this claim ([`Attributes::claims`])?
+    fn claimed(&self, claim: &str) -> bool;
+
     /// Writes a value, or deletes the key when there is none, if what is there is as expected. Returns when it is durable
     /// and visible to reads and watches, with the new entry (of a delete: the last state with the deletion's revision).
     /// Deleting what is not there is a conflict, whatever was expected. A future that is dropped may have written.
     ///
     /// # Errors
-    /// [`Error::Conflict`]; [`Error::Full`] and [`Error::Io`] when nothing could be written.
+    /// [`Error::Conflict`] and [`Error::Claimed`]; [`Error::Full`] and [`Error::Quota`] when there is no space for it;
+    /// [`Error::Failed`] when it is unknown whether it was written, and nothing will be any more.
     async fn write(
         &self,
         key: String,
@@ -319,11 +376,14 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets the history up to and including a revision.
     fn compact(&self, revision: u64);
 
-    /// Can it be written to, as far as is known?
+    /// Does it work, as far as is known? A full disk or quota is no fault of the store: see [`Store::alarm`].
     ///
     /// # Errors
     /// Why not.
     fn check(&self) -> Result<(), String>;
+
+    /// Why it takes no new objects at the moment: the disk or the quota is full. Ends by itself once there is space.
+    fn alarm(&self) -> Option<String>;
 
     /// Refuses further writes, waits for those under way and closes files. Watches end.
     async fn close(&self);
