@@ -204,6 +204,7 @@ pub async fn serve(mut config: Config, cancel: CancellationToken) -> Result<Hand
     let database = config.data_dir.join("server/db");
     let mut options = store::embedded::Options::new(hooks);
     options.quota = config.datastore_quota;
+    options.urgent = Some(bootstrap::datastore_alarm::key());
     options.on_fatal = Some(Box::new({
         let supervisor = supervisor.clone();
         move |why| supervisor.fail(why)
@@ -235,6 +236,10 @@ pub async fn serve(mut config: Config, cancel: CancellationToken) -> Result<Hand
         .spawn("apiserver/clusterrole-aggregation", move || {
             auth::rbac::aggregation::follow(this.clone())
         });
+    let this = app.clone();
+    app.supervisor.spawn("apiserver/datastore-alarm", move || {
+        bootstrap::datastore_alarm::follow(this.clone())
+    });
     let task = tokio::spawn({
         let app = app.clone();
         async move {

@@ -1,6 +1,7 @@
 //! The objects that every cluster has from its first moment on: namespaces, priority classes, RBAC, the `kubernetes`
 //! service. Owns their contents; writes them through the registry, so that they are checked as any other.
 
+pub mod datastore_alarm;
 pub mod endpoints;
 pub mod namespaces;
 pub mod priority_classes;

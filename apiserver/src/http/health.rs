@@ -91,7 +91,7 @@ pub fn health(app: &App, path: &str, query: &str) -> Option<Response<Body>> {
         vec![("ping".into(), Ok(())), ("etcd".into(), app.store.check())];
     // Liveness does not wait for what readiness waits for: a restart would not mend it.
     if endpoint != "livez" {
-        let alarm = app.store.alarm().map_or(Ok(()), Err);
+        let alarm = app.store.alarms().borrow().clone().map_or(Ok(()), Err);
         checks.push(("datastore-space".into(), alarm));
         checks.extend(
             app.health

@@ -17,6 +17,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use tokio::sync::oneshot;
 
+/// A file of more bytes that is mostly free inside is made smaller when it is opened.
+const WASTEFUL: u64 = 16 << 20;
+
 /// Called once, with the reason, when the store fails for good: the server has to end.
 pub type OnFatal = Box<dyn FnOnce(String) + Send>;
 
@@ -32,6 +35,8 @@ pub struct Options {
     pub tail: TailLimits,
     /// Bounds of everything.
     pub quota: Quota,
+    /// An object under this key passes also when the store is full: what tells of it.
+    pub urgent: Option<String>,
     /// Seconds since the epoch.
     pub clock: fn() -> u64,
     /// Whom a failure is told.
@@ -53,6 +58,7 @@ impl Options {
             limits: Limits::default(),
             tail: TailLimits::default(),
             quota: Quota::default(),
+            urgent: None,
             clock: seconds,
             on_fatal: None,
         }
@@ -119,7 +125,7 @@ impl Embedded {
                 ..w
             });
         }
-        let opened = disk
+        let mut opened = disk
             .open()
             .map_err(|e| Error::Open(disk::explain(&name, &e)))?;
         let loaded = load(&opened.db, &options).map_err(|e| match e {
@@ -132,6 +138,22 @@ impl Embedded {
             }
         })?;
         compare(&name, witness, loaded.revision)?;
+        let room = disk.room();
+        if !room.tight && room.used > WASTEFUL && room.used > loaded.live * 3 {
+            // Nobody waits yet, and what stays is the smaller part. A disk that fails at it fails for good.
+            opened.db.compact().map_err(|e| {
+                Error::Open(format!(
+                    "{name} cannot be made smaller: {e}; check the disk and its free space"
+                ))
+            })?;
+            let now = disk.room().used;
+            tracing::info!(
+                store = name,
+                before = room.used,
+                now,
+                "the database was made smaller"
+            );
+        }
         // A witness that cannot be kept accuses nobody falsely, it only sees less.
         if let Err(e) = disk.testify(Witness {
             acknowledged: loaded.revision,
@@ -260,8 +282,8 @@ impl Store for Embedded {
     fn check(&self) -> Result<(), String> {
         self.shared.check()
     }
-    fn alarm(&self) -> Option<String> {
-        self.shared.alarm()
+    fn alarms(&self) -> tokio::sync::watch::Receiver<Option<String>> {
+        self.shared.alarms()
     }
     async fn close(&self) {
         let (reply, answer) = oneshot::channel();

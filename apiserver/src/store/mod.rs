@@ -383,7 +383,7 @@ pub trait Store: Send + Sync + 'static {
     fn check(&self) -> Result<(), String>;
 
     /// Why it takes no new objects at the moment: the disk or the quota is full. Ends by itself once there is space.
-    fn alarm(&self) -> Option<String>;
+    fn alarms(&self) -> tokio::sync::watch::Receiver<Option<String>>;
 
     /// Refuses further writes, waits for those under way and closes files. Watches end.
     async fn close(&self);

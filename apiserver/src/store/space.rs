@@ -72,7 +72,7 @@ pub struct Space {
 impl Space {
     /// The account of a store that was opened. `memory`: bytes that its objects and history take there.
     pub fn new(quota: Quota, name: String, live: u64, memory: u64, room: Room) -> Self {
-        Self {
+        let mut this = Self {
             quota,
             name,
             live,
@@ -81,7 +81,9 @@ impl Space {
             room,
             memory,
             alarm: None,
-        }
+        };
+        this.judge();
+        this
     }
 
     /// Bytes of all records.
@@ -104,16 +106,16 @@ impl Space {
     }
 
     /// May a record of `old` bytes (0: none) become one of `new` bytes? `batch` is what the writes before it in the same
-    /// transaction add.
+    /// transaction add. `urgent`: it passes as small changes do.
     ///
     /// # Errors
     /// [`Error::Full`], [`Error::Quota`]; the alarm is on then.
-    pub fn admit(&mut self, old: u64, new: u64, batch: u64) -> Result<(), Error> {
+    pub fn admit(&mut self, old: u64, new: u64, batch: u64, urgent: bool) -> Result<(), Error> {
         let growth = new.saturating_sub(old);
         if new == 0 || growth == 0 && !self.room.tight {
             return Ok(());
         }
-        let small = old > 0 && growth <= SMALL;
+        let small = urgent || old > 0 && growth <= SMALL;
         let more = growth + batch;
         if self.room.tight && self.inside() < more && !(small && !self.room.spent) {
             return Err(self.refuse(Error::Full(self.name.clone())));
@@ -230,27 +232,27 @@ mod tests {
     #[test]
     fn a_full_quota_refuses_growth_lets_deletes_pass_and_ends_when_enough_was_deleted() {
         let mut s = space(70 * MB, 100 * MB - 10);
-        let e = s.admit(0, 2000, 0).unwrap_err();
+        let e = s.admit(0, 2000, 0, false).unwrap_err();
         assert!(
             e.to_string()
                 .starts_with("etcdserver: mvcc: database space exceeded: "),
             "{e}"
         );
         assert!(s.alarm().is_some());
-        assert!(s.admit(2000, 0, 0).is_ok(), "a delete");
-        assert!(s.admit(2000, 1500, 0).is_ok(), "less than before");
-        assert!(s.admit(2000, 2060, 0).is_ok(), "a finalizer goes");
-        assert!(s.admit(2000, 6000, 0).is_err(), "an object grows");
+        assert!(s.admit(2000, 0, 0, false).is_ok(), "a delete");
+        assert!(s.admit(2000, 1500, 0, false).is_ok(), "less than before");
+        assert!(s.admit(2000, 2060, 0, false).is_ok(), "a finalizer goes");
+        assert!(s.admit(2000, 6000, 0, false).is_err(), "an object grows");
         s.committed(65 * MB, 0, room(100 * MB - 10));
         assert!(s.alarm().is_some(), "a little was deleted");
         assert!(
-            s.admit(0, 2000, 0).is_ok(),
+            s.admit(0, 2000, 0, false).is_ok(),
             "but there is room for a little"
         );
         s.committed(50 * MB, 0, room(100 * MB - 10));
-        assert!(s.alarm().is_none() && s.admit(0, 2000, 0).is_ok());
+        assert!(s.alarm().is_none() && s.admit(0, 2000, 0, false).is_ok());
         assert!(
-            s.admit(0, 2000, 90 * MB).is_err(),
+            s.admit(0, 2000, 90 * MB, false).is_err(),
             "what the batch adds counts"
         );
     }
@@ -258,15 +260,15 @@ mod tests {
     #[test]
     fn small_changes_have_a_bound_too() {
         let mut s = space(100 * MB, 107 * MB);
-        assert!(s.admit(2000, 2060, 0).is_err());
-        assert!(s.admit(2000, 0, 0).is_ok());
+        assert!(s.admit(2000, 2060, 0, false).is_err());
+        assert!(s.admit(2000, 0, 0, false).is_ok());
     }
 
     #[test]
     fn memory_is_bounded_by_its_own_quota() {
         let mut s = space(10, 10);
         s.committed(10, 50 * MB - 10, room(10));
-        let e = s.admit(0, 100, 0).unwrap_err();
+        let e = s.admit(0, 100, 0, false).unwrap_err();
         assert!(
             matches!(
                 e,
@@ -278,7 +280,7 @@ mod tests {
             "{e}"
         );
         s.committed(10, 40 * MB, room(10));
-        assert!(s.alarm().is_none() && s.admit(0, 100, 0).is_ok());
+        assert!(s.alarm().is_none() && s.admit(0, 100, 0, false).is_ok());
     }
 
     #[test]
@@ -291,8 +293,8 @@ mod tests {
         };
         s.committed(10 * MB, 0, tight);
         assert!(matches!(s.alarm(), Some(Error::Full(_))), "told at once");
-        assert!(matches!(s.admit(0, 100, 0), Err(Error::Full(_))));
-        assert!(s.admit(100, 160, 0).is_ok() && s.admit(100, 0, 0).is_ok());
+        assert!(matches!(s.admit(0, 100, 0, false), Err(Error::Full(_))));
+        assert!(s.admit(100, 160, 0, false).is_ok() && s.admit(100, 0, 0, false).is_ok());
         s.committed(
             10 * MB,
             0,
@@ -301,7 +303,7 @@ mod tests {
                 ..tight
             },
         );
-        assert!(s.admit(100, 160, 0).is_err() && s.admit(100, 0, 0).is_ok());
+        assert!(s.admit(100, 160, 0, false).is_err() && s.admit(100, 0, 0, false).is_ok());
         s.committed(
             6 * MB,
             0,
@@ -310,7 +312,10 @@ mod tests {
                 ..tight
             },
         );
-        assert!(s.admit(0, 100_000, 0).is_ok(), "deletes made room inside");
+        assert!(
+            s.admit(0, 100_000, 0, false).is_ok(),
+            "deletes made room inside"
+        );
         s.looked(room(15 * MB));
         assert!(s.alarm().is_none());
     }
@@ -318,7 +323,7 @@ mod tests {
     #[test]
     fn what_an_earlier_run_left_free_is_free() {
         let mut s = space(10 * MB, 101 * MB);
-        assert!(s.admit(0, 100, 0).is_ok());
+        assert!(s.admit(0, 100, 0, false).is_ok());
     }
 
     #[test]

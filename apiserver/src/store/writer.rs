@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Most writes in one transaction: bounds how long the first one waits, and redb's memory.
 const BATCH: usize = 1024;
@@ -62,8 +62,8 @@ pub enum Command {
 pub struct Shared {
     failure: Mutex<Option<Error>>,
     /// True when the thread has ended and a failure is told.
-    ended: tokio::sync::watch::Sender<bool>,
-    alarm: Mutex<Option<Error>>,
+    ended: watch::Sender<bool>,
+    alarm: watch::Sender<Option<String>>,
     /// Since when the disk is waited for.
     busy: Mutex<Option<Instant>>,
 }
@@ -72,8 +72,8 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             failure: Mutex::default(),
-            ended: tokio::sync::watch::Sender::new(false),
-            alarm: Mutex::default(),
+            ended: watch::Sender::new(false),
+            alarm: watch::Sender::new(None),
             busy: Mutex::default(),
         }
     }
@@ -90,8 +90,8 @@ impl Shared {
         self.failure.lock().clone()
     }
     /// Why nothing new is taken.
-    pub fn alarm(&self) -> Option<String> {
-        self.alarm.lock().as_ref().map(ToString::to_string)
+    pub fn alarms(&self) -> watch::Receiver<Option<String>> {
+        self.alarm.subscribe()
     }
     /// Does it work?
     ///
@@ -301,6 +301,7 @@ impl Writer {
     /// Gives who waits for the end, when somebody asked for it; everything is closed then.
     fn run(mut self, commands: &Receiver<Command>) -> Result<Option<oneshot::Sender<()>>, String> {
         let mut open = true;
+        self.show();
         while open {
             let mut batch = self.wait(commands, &mut open);
             self.linger(commands, &mut batch);
@@ -476,9 +477,10 @@ impl Writer {
             let size = |bytes: usize| space::pages(key.len() + bytes + record::HEAD + 32);
             let old = current.as_ref().map_or(0, |c| size(c.value.len()));
             let new = value.as_ref().map_or(0, |(v, _)| size(v.len() + 32));
+            let urgent = self.options.urgent.as_ref() == Some(&key);
             let allowed = self
                 .space
-                .admit(old, new, added)
+                .admit(old, new, added, urgent)
                 .and_then(|()| match &value {
                     Some((_, a)) => self.unclaimed(&key, a, current.as_deref(), &ahead),
                     None => Ok(()),
@@ -777,9 +779,15 @@ impl Writer {
 
     /// Tells the others how it stands.
     fn show(&self) {
-        let mut alarm = self.shared.alarm.lock();
-        if alarm.is_some() || self.space.alarm().is_some() {
-            *alarm = self.space.alarm().cloned();
+        let alarm = self.space.alarm();
+        // Nearly always there is none, and there was none.
+        if alarm.is_some() || self.shared.alarm.borrow().is_some() {
+            let alarm = alarm.map(ToString::to_string);
+            self.shared.alarm.send_if_modified(|told| {
+                let changed = *told != alarm;
+                *told = alarm;
+                changed
+            });
         }
     }
 }

@@ -46,14 +46,23 @@ pub fn server() -> &'static Handle {
 pub async fn another_server() -> Handle {
     // The directory stays for the process's life and goes with the machine's temporary files.
     let dir = tempfile::tempdir().expect("a directory").keep();
+    server_with(config(&dir), CancellationToken::new()).await
+}
+
+/// A configuration for tests.
+pub fn config(dir: &std::path::Path) -> Config {
     let mut config = Config::new(dir);
     config.bind_address = [127, 0, 0, 1].into();
     // Endpoints may not be loopback addresses; nobody connects to this one.
     config.advertise_address = [192, 0, 2, 1].into();
     config.https_listen_port = 0;
-    serve(config, CancellationToken::new())
-        .await
-        .expect("the server starts")
+    config
+}
+
+/// A server with this configuration, until the token is cancelled.
+pub async fn server_with(config: Config, cancel: CancellationToken) -> Handle {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    serve(config, cancel).await.expect("the server starts")
 }
 
 /// An answer.

@@ -228,3 +228,99 @@ fn evictions_ask_the_budget() {
         );
     });
 }
+
+/// Clients that go away leave writes whose end nobody saw.
+#[test]
+fn services_whose_clients_went_away_give_nothing_twice_and_lose_nothing() {
+    run(async {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut config = config(dir.path());
+        config.service_node_port_range = (30000, 30011);
+        let cancel = tokio_util::sync::CancellationToken::new();
+        let own = std::sync::Arc::new(server_with(config, cancel.clone()).await);
+        let spec = json!({"type": "NodePort", "selector": {"a": "b"}, "ports": [{"port": 80}]});
+        let all = async || {
+            let a = read(send_to(&own, "GET", PATH, &[], "").await).await;
+            a.body["items"].as_array().cloned().unwrap_or_default()
+        };
+        for round in 0..150 {
+            let mut tasks = Vec::new();
+            let mut names: Vec<String> = all()
+                .await
+                .iter()
+                .filter_map(|s| s["metadata"]["name"].as_str())
+                .filter(|n| n.starts_with('s'))
+                .map(String::from)
+                .collect();
+            names.truncate(3);
+            let deletes = names.into_iter().map(|n| ("DELETE", n, Value::Null));
+            let creates = (0..3).map(|i| {
+                let name = format!("s{round}-{i}");
+                ("POST", String::new(), service(&name, spec.clone()))
+            });
+            for (method, name, body) in deletes.chain(creates) {
+                let own = own.clone();
+                let body = if body.is_null() {
+                    String::new()
+                } else {
+                    body.to_string()
+                };
+                tasks.push(tokio::spawn(async move {
+                    let path = format!("{PATH}/{name}");
+                    let path = path.trim_end_matches('/');
+                    send_to(&own, method, path, &[], body).await.status()
+                }));
+            }
+            for _ in 0..round % 9 {
+                tokio::task::yield_now().await;
+            }
+            if round % 3 == 0 {
+                std::thread::sleep(std::time::Duration::from_micros(100 * round % 700));
+            }
+            for t in &tasks {
+                t.abort();
+            }
+            for t in tasks {
+                let _ = t.await;
+            }
+            let services = all().await;
+            for field in ["/spec/clusterIP", "/spec/ports/0/nodePort"] {
+                let mut seen = std::collections::HashSet::new();
+                for s in &services {
+                    let v = s.pointer(field).unwrap_or(&Value::Null);
+                    assert!(
+                        v.is_null() || seen.insert(v.to_string()),
+                        "{v} was given twice"
+                    );
+                }
+            }
+        }
+        for s in all().await {
+            let name = s["metadata"]["name"].as_str().unwrap_or("");
+            if name.starts_with('s') {
+                let path = format!("{PATH}/{name}");
+                // One that nobody waited for may have gone meanwhile.
+                let status = send_to(&own, "DELETE", &path, &[], "").await.status();
+                assert!(status == 200 || status == 404, "{status}");
+            }
+        }
+        // A write that was under way may still land a moment later; then its port is taken for good reason.
+        let mut n = 0;
+        loop {
+            let body = service(&format!("t{n}"), spec.clone()).to_string();
+            let a = read(send_to(&own, "POST", PATH, &[], body).await).await;
+            if a.code != 201 {
+                assert!(a.message().contains("range is full"), "{}", a.text);
+                break;
+            }
+            n += 1;
+        }
+        let ports = all()
+            .await
+            .iter()
+            .filter(|s| s["spec"]["ports"][0]["nodePort"].is_number())
+            .count();
+        assert_eq!(ports, 12, "no port was lost");
+        cancel.cancel();
+    });
+}

@@ -316,3 +316,85 @@ fn a_hundred_watchers_see_every_event() {
         }
     });
 }
+
+#[test]
+fn watches_and_pages_go_on_after_a_restart() {
+    run(async {
+        let dir = tempfile::tempdir().expect("dir");
+        let maps = "/api/v1/namespaces/default/configmaps";
+        let start = async || {
+            let cancel = tokio_util::sync::CancellationToken::new();
+            (
+                server_with(config(dir.path()), cancel.clone()).await,
+                cancel,
+            )
+        };
+        let (server, cancel) = start().await;
+        let ask =
+            async |server: &skiff_apiserver::Handle, method: &str, path: &str, body: Value| {
+                read(send_to(server, method, path, &[], body.to_string()).await).await
+            };
+        for n in ["a", "b", "c"] {
+            let made = ask(
+                &server,
+                "POST",
+                maps,
+                json!({"metadata": {"name": n}, "data": {"x": n}}),
+            )
+            .await;
+            assert_eq!(made.code, 201, "{}", made.text);
+        }
+        let first = ask(&server, "GET", &format!("{maps}?limit=1"), Value::Null).await;
+        let token = first.body["metadata"]["continue"]
+            .as_str()
+            .unwrap_or("")
+            .to_string();
+        let version = first.version();
+        let gone = ask(&server, "DELETE", &format!("{maps}/c"), json!({})).await;
+        assert_eq!(gone.code, 200, "{}", gone.text);
+        let mut changed = ask(&server, "GET", &format!("{maps}/b"), Value::Null)
+            .await
+            .body;
+        changed["data"]["x"] = "new".into();
+        ask(&server, "PUT", &format!("{maps}/b"), changed).await;
+        cancel.cancel();
+        server.stopped().await;
+        let (server, cancel) = start().await;
+        // The rest of the list as it was when it began.
+        let rest = ask(
+            &server,
+            "GET",
+            &format!("{maps}?limit=5&continue={token}"),
+            Value::Null,
+        )
+        .await;
+        assert_eq!(
+            (rest.code, rest.names()),
+            (200, vec!["b", "c"]),
+            "{}",
+            rest.text
+        );
+        assert_eq!(rest.body["items"][0]["data"]["x"], "b");
+        let w = ask(
+            &server,
+            "GET",
+            &format!("{maps}?watch=true&timeoutSeconds=1&resourceVersion={version}"),
+            Value::Null,
+        )
+        .await;
+        let seen: Vec<String> = w
+            .text
+            .lines()
+            .filter_map(|l| serde_json::from_str::<Value>(l).ok())
+            .map(|e| format!("{} {}", e["type"], e["object"]["metadata"]["name"]))
+            .collect();
+        assert_eq!(
+            seen,
+            ["\"DELETED\" \"c\"", "\"MODIFIED\" \"b\""],
+            "{}",
+            w.text
+        );
+        cancel.cancel();
+        server.stopped().await;
+    });
+}

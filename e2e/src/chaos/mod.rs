@@ -1,5 +1,7 @@
 //! Tests that kill, refuse and break: each makes clusters of its own.
 
+mod disk;
+
 use crate::framework::{Cluster, eventually, leftovers, output, skiff};
 use crate::functional::IMAGE;
 use anyhow::{Context, Result, bail, ensure};
@@ -21,6 +23,22 @@ pub const TESTS: &[(&str, Test)] = &[
     (
         "containers_outlive_the_server_and_are_adopted",
         containers_are_adopted,
+    ),
+    (
+        "a_failed_sync_ends_the_server_and_the_next_start_reads_what_the_disk_holds",
+        disk::a_failed_sync_ends_the_server,
+    ),
+    (
+        "a_full_disk_refuses_growth_lets_deletes_pass_and_goes_on_once_there_is_space",
+        disk::a_full_disk_refuses_growth,
+    ),
+    (
+        "a_full_quota_refuses_growth_lets_deletes_pass_and_clears_itself",
+        disk::a_quota_refuses_growth,
+    ),
+    (
+        "watches_resume_where_they_were_after_a_restart",
+        disk::watches_resume,
     ),
     (
         "what_hinders_a_start_is_one_line_with_the_mend",

@@ -314,6 +314,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// How the server ended by itself; None while it runs.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
+        let Some(s) = &mut self.server else {
+            bail!("no server was started");
+        };
+        let status = s.try_wait()?;
+        if status.is_some() {
+            self.server = None;
+        }
+        Ok(status)
+    }
+
     /// Ends the server by SIGKILL.
     pub fn kill_9(&mut self) {
         if let Some(mut s) = self.server.take() {

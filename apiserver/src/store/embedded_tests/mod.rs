@@ -4,6 +4,7 @@
 mod bits;
 mod disks;
 mod failing;
+mod figures;
 mod restarts;
 mod space;
 
