@@ -42,6 +42,9 @@ pub struct Config {
     pub node_taints: Vec<Taint>,
     /// Containers without a seccomp profile get RuntimeDefault rather than Unconfined (upstream seccompDefault).
     pub seccomp_default: bool,
+    /// Sysctls that pods may set besides the safe ones: names, or prefixes that end with `*` (upstream
+    /// --allowed-unsafe-sysctls).
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// Images are collected above this percentage of the image file system (85) ...
     pub image_gc_high_percent: u8,
     /// ... down to this one (80).
@@ -79,6 +82,7 @@ impl Config {
             node_labels: BTreeMap::new(),
             node_taints: Vec::new(),
             seccomp_default: false,
+            allowed_unsafe_sysctls: Vec::new(),
             image_gc_high_percent: 85,
             image_gc_low_percent: 80,
             container_log_max_size: 10 << 20,

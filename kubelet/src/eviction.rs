@@ -72,11 +72,6 @@ pub fn rank(mut all: Vec<Candidate>) -> Vec<Candidate> {
     all
 }
 
-/// Critical pods stay (upstream IsCriticalPod).
-fn is_critical(pod: &Pod) -> bool {
-    spec::spec(pod).priority.is_some_and(|p| p >= 2_000_000_000)
-}
-
 fn observe(k: &Kubelet) -> Observed {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let percent = |have: u64, of: u64| have.saturating_mul(100).checked_div(of).unwrap_or(100);
@@ -179,7 +174,7 @@ async fn evict(k: &Arc<Kubelet>, memory: bool) -> bool {
         .iter()
         .filter_map(|(uid, h)| {
             let p = h.published.lock();
-            (!p.ended && !is_critical(&p.pod)).then(|| Candidate {
+            (!p.ended && !spec::is_critical(&p.pod)).then(|| Candidate {
                 pod: p.pod.clone(),
                 usage: usage.get(uid).copied().unwrap_or(0),
             })

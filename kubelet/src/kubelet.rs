@@ -5,7 +5,8 @@ use crate::config::Config;
 use crate::cri::Cri;
 use crate::images::Images;
 use crate::kuberuntime::fields::Addresses;
-use crate::node::Capacity;
+use crate::node::status::Pressure;
+use crate::node::{Capacity, sysctls};
 use crate::objects::{Notify, Objects};
 use crate::pod::spec;
 use crate::pod::worker::Handle;
@@ -16,6 +17,7 @@ use skiff_client::recorder::{EventType, Recorder, reference};
 use skiff_client::{Cache, Informers, Scope};
 use std::collections::HashMap;
 use std::sync::Arc;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// One kubelet.
@@ -48,6 +50,10 @@ pub struct Kubelet {
     pub runtime_name: String,
     /// Version of the runtime.
     pub runtime_version: String,
+    /// The sysctls that pods may set.
+    pub sysctls: sysctls::Allowed,
+    /// What the node is short of, as the eviction loop sees it.
+    pub pressure: watch::Receiver<Pressure>,
     /// Workers by uid of their pod.
     pub workers: Mutex<HashMap<String, Handle>>,
     /// Ends everything.

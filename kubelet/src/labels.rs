@@ -19,5 +19,8 @@ pub const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationM
 pub const TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
 /// Annotation: the pod's grace, so that a container of a pod that is no longer known can be stopped right.
 pub const POD_TERMINATION_GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
+/// Annotation: the signal that ends the container, instead of its image's (CRI's ContainerConfig.stop_signal of 1.33,
+/// which k8s-cri does not have yet; the bundled runtime reads it from here).
+pub const STOP_SIGNAL: &str = "io.kubernetes.container.stopSignal";
 /// Annotation: JSON of the container's preStop hook, for the same reason.
 pub const PRE_STOP: &str = "io.kubernetes.container.preStopHandler";

@@ -46,6 +46,9 @@ pub enum Error {
     /// The HTTPS server.
     #[error("kubelet: {0}")]
     Server(String),
+    /// A setting that cannot be right.
+    #[error("kubelet: {0}")]
+    Config(String),
 }
 
 /// Runs a kubelet until `stop`; containers go on after that. Registers the node at once and reports it ready when the
@@ -69,6 +72,13 @@ pub async fn run(
         path: config.root_dir.display().to_string(),
         source,
     })?;
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let sysctls = node::sysctls::Allowed::new(&release, &config.allowed_unsafe_sysctls)
+        .map_err(Error::Config)?;
+    let (press, pressure) = watch::channel(node::status::Pressure::default());
     let listener = server::bind(&config).await.map_err(Error::Server)?;
     let client = informers.client().clone();
     let pods = if config.shared_caches {
@@ -97,6 +107,8 @@ pub async fn run(
         capacity: node::capacity::read(&config.root_dir, config.max_pods),
         runtime_name: version.runtime_name,
         runtime_version: version.runtime_version,
+        sysctls,
+        pressure: pressure.clone(),
         workers: parking_lot::Mutex::default(),
         pods: pods.clone(),
         client,
@@ -108,7 +120,6 @@ pub async fn run(
     let _ = kubelet.nodes();
 
     let (poke, poked) = watch::channel(0u64);
-    let (press, pressure) = watch::channel(node::status::Pressure::default());
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(server::run(kubelet.clone(), listener));
     tasks.spawn(node::status::run(kubelet.clone(), poked, pressure));

@@ -42,7 +42,8 @@ pub async fn run(
     }
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0) as u64)).await;
+        return Ok(());
     }
-    // tcpSocket has never been implemented by upstream either: it does nothing.
-    Ok(())
+    // tcpSocket: upstream has never carried it out either, and fails the hook.
+    Err("cannot run handler: invalid handler: only exec, httpGet and sleep are carried out".into())
 }

@@ -7,6 +7,7 @@ mod all {
     pub mod cri;
     pub mod harness;
     pub mod shims;
+    pub mod signals;
     pub mod streams;
 }
 

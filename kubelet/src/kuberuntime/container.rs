@@ -124,6 +124,9 @@ pub fn config(
             {
                 a.insert(labels::PRE_STOP.into(), json);
             }
+            if let Some(signal) = c.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()) {
+                a.insert(labels::STOP_SIGNAL.into(), signal);
+            }
             a
         },
         mounts: inputs.mounts,

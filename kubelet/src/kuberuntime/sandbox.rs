@@ -3,6 +3,7 @@
 use super::{dns, hosts, resources, security};
 use crate::config::Config;
 use crate::labels;
+use crate::node::sysctls;
 use crate::pod::spec;
 use k8s_cri::v1::{
     Int64Value, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
@@ -22,9 +23,6 @@ pub fn config(
     node_resolv_conf: &str,
 ) -> Result<(PodSandboxConfig, Option<String>), String> {
     let s = spec::spec(pod);
-    if s.host_users == Some(false) {
-        return Err("user namespaces (hostUsers: false) are not supported by this kubelet yet; remove the field".into());
-    }
     let (hostname, _) = hosts::hostname(pod, &config.cluster_domain)?;
     let (dns_config, warning) = dns::dns_config(
         pod,
@@ -94,7 +92,7 @@ pub fn config(
                 .sysctls
                 .iter()
                 .flatten()
-                .map(|s| (s.name.replace('/', "."), s.value.clone()))
+                .map(|s| (sysctls::dots(&s.name), s.value.clone()))
                 .collect(),
             security_context: Some(LinuxSandboxSecurityContext {
                 namespace_options: Some(security::namespaces(pod)),

@@ -117,9 +117,9 @@ pub fn container(
         }
     }
     let privileged = sc.privileged.unwrap_or(false);
-    let unmasked = privileged || sc.proc_mount.as_deref() == Some("Unmasked");
+    // procMount Unmasked is refused at admission: without a user namespace it would open the node's own /proc/sys.
     let list = |paths: &[&str]| {
-        if unmasked {
+        if privileged {
             Vec::new()
         } else {
             paths.iter().map(ToString::to_string).collect()

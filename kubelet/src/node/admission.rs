@@ -1,23 +1,40 @@
 //! May this pod run on this node? (upstream pkg/kubelet/lifecycle predicate and GeneralPredicates). Pure.
 
+use super::status::Pressure;
+use super::{sysctls, unsupported};
 use crate::kuberuntime::resources::pod_requests;
 use crate::pod::spec;
 use crate::quantity;
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use skiff_client::taints::covers;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// What is known of the machine when a pod asks to run.
+pub struct Machine<'a> {
+    /// The Node object, if its cache has it.
+    pub node: Option<&'a Node>,
+    /// status.allocatable
+    pub allocatable: &'a BTreeMap<String, Quantity>,
+    /// How many pods fit.
+    pub max_pods: i64,
+    /// The sysctls that pods may set.
+    pub sysctls: &'a sysctls::Allowed,
+    /// What the node is short of.
+    pub pressure: Pressure,
+}
+
 /// Reason and message of a refusal; None when the pod may run.
-pub fn admit(
-    pod: &Pod,
-    node: Option<&Node>,
-    allocatable: &BTreeMap<String, Quantity>,
-    max_pods: i64,
-    others: &[Arc<Pod>],
-) -> Option<(String, String)> {
+pub fn admit(pod: &Pod, machine: &Machine<'_>, others: &[Arc<Pod>]) -> Option<(String, String)> {
     let s = spec::spec(pod);
+    let (allocatable, max_pods) = (machine.allocatable, machine.max_pods);
+    if let Some(refusal) = under_pressure(pod, machine.pressure)
+        .or_else(|| machine.sysctls.refuses(pod))
+        .or_else(|| unsupported::refuses(pod))
+    {
+        return Some(refusal);
+    }
     if let Some(os) = s.os.as_ref().filter(|o| o.name != "linux") {
         return Some((
             "PodOSNotSupported".into(),
@@ -43,7 +60,7 @@ pub fn admit(
             "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".into(),
         ));
     }
-    let node = node?;
+    let node = machine.node?;
     let labels = node.metadata.labels.clone().unwrap_or_default();
     let selected = s
         .node_selector
@@ -84,6 +101,39 @@ pub fn admit(
         ));
     }
     None
+}
+
+/// A node that is short takes no more (upstream eviction_manager.go Admit): with too little memory none without
+/// requests, with too little of anything else none at all. Critical pods always.
+fn under_pressure(pod: &Pod, pressure: Pressure) -> Option<(String, String)> {
+    let names: Vec<&str> = [
+        (pressure.memory, "MemoryPressure"),
+        (pressure.disk, "DiskPressure"),
+        (pressure.pid, "PIDPressure"),
+    ]
+    .into_iter()
+    .filter_map(|(yes, name)| yes.then_some(name))
+    .collect();
+    if names.is_empty() || spec::is_critical(pod) {
+        return None;
+    }
+    if names == ["MemoryPressure"] {
+        let taint = Taint {
+            key: "node.kubernetes.io/memory-pressure".into(),
+            effect: "NoSchedule".into(),
+            ..Taint::default()
+        };
+        let tolerations = spec::spec(pod).tolerations.iter().flatten();
+        if spec::qos_class(pod) != "BestEffort"
+            || tolerations.into_iter().any(|o| covers(o, &taint))
+        {
+            return None;
+        }
+    }
+    Some((
+        "Evicted".into(),
+        format!("The node had condition: [{}]. ", names.join(" ")),
+    ))
 }
 
 /// A resource of which the node has not enough.
@@ -227,8 +277,54 @@ mod tests {
             ("cpu".to_string(), Quantity("2".into())),
             ("memory".into(), Quantity("1Gi".into())),
         ]);
-        admit(&pod, Some(&node), &have, 2, &[Arc::new(other)])
-            .map_or_else(|| "fine".into(), |r| r.0)
+        let machine = Machine {
+            node: Some(&node),
+            allocatable: &have,
+            max_pods: 2,
+            sysctls: &sysctls::Allowed::new("6.1.0", &[]).unwrap(),
+            pressure: Pressure::default(),
+        };
+        admit(&pod, &machine, &[Arc::new(other)]).map_or_else(|| "fine".into(), |r| r.0)
+    }
+
+    #[test]
+    fn a_node_that_is_short_takes_only_what_it_must() {
+        let pod = |spec: serde_json::Value| -> Pod {
+            serde_json::from_value(serde_json::json!({"spec": spec})).unwrap()
+        };
+        let best_effort = pod(serde_json::json!({"containers": [{"name": "c"}]}));
+        let burstable = pod(
+            serde_json::json!({"containers": [{"name": "c", "resources": {"requests": {"memory": "1Mi"}}}]}),
+        );
+        let critical =
+            pod(serde_json::json!({"priority": 2_000_000_000, "containers": [{"name": "c"}]}));
+        let tolerant = pod(
+            serde_json::json!({"containers": [{"name": "c"}], "tolerations": [
+            {"key": "node.kubernetes.io/memory-pressure", "operator": "Exists"}]}),
+        );
+        let memory = Pressure {
+            memory: true,
+            ..Pressure::default()
+        };
+        let both = Pressure {
+            memory: true,
+            disk: true,
+            pid: false,
+        };
+        assert_eq!(
+            under_pressure(&best_effort, memory),
+            Some((
+                "Evicted".into(),
+                "The node had condition: [MemoryPressure]. ".into()
+            ))
+        );
+        for p in [&burstable, &critical, &tolerant] {
+            assert_eq!(under_pressure(p, memory), None);
+        }
+        assert!(under_pressure(&burstable, both).is_some());
+        assert!(under_pressure(&tolerant, both).is_some());
+        assert_eq!(under_pressure(&critical, both), None);
+        assert_eq!(under_pressure(&best_effort, Pressure::default()), None);
     }
 
     #[test]
@@ -269,6 +365,16 @@ mod tests {
                 serde_json::json!([{"name": "c"}]),
                 serde_json::json!({"os": {"name": "windows"}}),
                 "PodOSNotSupported",
+            ),
+            (
+                serde_json::json!([{"name": "c"}]),
+                serde_json::json!({"securityContext": {"sysctls": [{"name": "vm.swappiness", "value": "1"}]}}),
+                "SysctlForbidden",
+            ),
+            (
+                serde_json::json!([{"name": "c"}]),
+                serde_json::json!({"hostUsers": false}),
+                unsupported::REASON,
             ),
             (
                 serde_json::json!([{"name": "c"}]),

@@ -5,5 +5,7 @@ pub mod admission;
 pub mod capacity;
 pub mod lease;
 pub mod status;
+pub mod sysctls;
+pub mod unsupported;
 
 pub use capacity::Capacity;

@@ -10,7 +10,7 @@ use crate::cri::CriError;
 use crate::kubelet::Kubelet;
 use crate::kuberuntime::env::Sources;
 use crate::kuberuntime::{self, container, env, resources, services};
-use crate::node::admission;
+use crate::node::{admission, unsupported};
 use crate::prober::check::Target;
 use crate::volumes::place::Place;
 use crate::volumes::work::{self, Lane};
@@ -324,6 +324,11 @@ impl Start {
         let pod = &self.pod;
         let uid = spec::uid(pod);
         let config_error = |m: String| error("CreateContainerConfigError", m);
+        // Ephemeral containers come after the pod was admitted.
+        let at = format!("spec.{}{{{}}}", role.field(), c.name);
+        if let Some((_, message)) = unsupported::container(&at, c) {
+            return Err(config_error(message));
+        }
         let sandbox_config = self.sandbox_config(k).map_err(config_error)?;
 
         let notify = k.notify(uid);

@@ -99,13 +99,14 @@ fn applied(k: &Arc<Kubelet>, pod: Arc<Pod>, had: &HashSet<String>) {
 fn admit(k: &Arc<Kubelet>, pod: &Pod) -> Option<(String, String)> {
     let others = active(k, spec::uid(pod));
     let node: Option<Arc<Node>> = k.nodes().get("", &k.config.node_name);
-    admission::admit(
-        pod,
-        node.as_deref(),
-        &k.capacity.allocatable,
-        k.config.max_pods,
-        &others,
-    )
+    let machine = admission::Machine {
+        node: node.as_deref(),
+        allocatable: &k.capacity.allocatable,
+        max_pods: k.config.max_pods,
+        sysctls: &k.sysctls,
+        pressure: *k.pressure.borrow(),
+    };
+    admission::admit(pod, &machine, &others)
 }
 
 /// Pods that use the node now, but for one.

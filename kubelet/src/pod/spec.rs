@@ -138,6 +138,11 @@ pub fn host_network(pod: &Pod) -> bool {
     spec(pod).host_network.unwrap_or(false)
 }
 
+/// Does the node keep it whatever happens? (upstream IsCriticalPod)
+pub fn is_critical(pod: &Pod) -> bool {
+    spec(pod).priority.is_some_and(|p| p >= 2_000_000_000)
+}
+
 /// Seconds that the pod's containers get to end; 30 unless said.
 pub fn grace_period(pod: &Pod) -> i64 {
     spec(pod).termination_grace_period_seconds.unwrap_or(30)

@@ -260,6 +260,20 @@ fn terminated(s: &PodState, run: &ContainerView) -> ContainerStateTerminated {
     }
 }
 
+/// What was said of a container last: by this kubelet, or by the one before it.
+fn known<'a>(s: &'a PodState, name: &str) -> Option<&'a ContainerStatus> {
+    let status = s.status.as_ref().or(s.pod.status.as_ref())?;
+    [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ]
+    .into_iter()
+    .flatten()
+    .flatten()
+    .find(|c| c.name == name)
+}
+
 fn container_status(
     s: &PodState,
     name: &str,
@@ -269,17 +283,7 @@ fn container_status(
     done: bool,
 ) -> ContainerStatus {
     let run = s.latest(name);
-    let old = s.pod.status.as_ref().and_then(|st| {
-        [
-            &st.init_container_statuses,
-            &st.container_statuses,
-            &st.ephemeral_container_statuses,
-        ]
-        .into_iter()
-        .flatten()
-        .flatten()
-        .find(|c| c.name == name)
-    });
+    let old = known(s, name);
     let starting = s.starting.as_ref().is_some_and(|(n, _)| n == name);
     let slot = s.slots.get(name);
     let waiting = |reason: &str, message: Option<String>| ContainerState {
@@ -331,7 +335,7 @@ fn container_status(
                 {
                     lost()
                 }
-                _ if done && role == Role::Regular => lost(),
+                _ if done && role == Role::Regular && may_have_run(s) => lost(),
                 _ => wait_reason(),
             }
         }
@@ -448,6 +452,9 @@ fn container_status(
             }),
         resources: applied.clone(),
         allocated_resources: applied.and_then(|r| r.requests),
+        stop_signal: run
+            .and_then(|_| spec::container(&s.pod, name))
+            .and_then(|(_, c)| c.lifecycle?.stop_signal),
         volume_mounts: run
             .and_then(|_| spec::container(&s.pod, name))
             .and_then(|(_, c)| c.volume_mounts)
@@ -469,6 +476,35 @@ fn container_status(
             }),
         ..ContainerStatus::default()
     }
+}
+
+/// Did the pod get so far that its regular containers may have run? If not, they wait for ever (upstream's status
+/// manager, hasPodInitialized).
+fn may_have_run(s: &PodState) -> bool {
+    let Some(last) = spec::init_containers(&s.pod).last() else {
+        return true;
+    };
+    let old = |name: &str| known(s, name);
+    let ran = |name: &str| {
+        s.latest(name).is_some_and(|r| r.state != RunState::Created)
+            || old(name).is_some_and(|o| !never_ran(o))
+    };
+    if spec::containers(&s.pod).iter().any(|c| ran(&c.name)) {
+        return true;
+    }
+    if spec::is_sidecar(last) {
+        let started = old(&last.name).is_some_and(|o| o.started == Some(true));
+        return started || (last.startup_probe.is_none() && ran(&last.name));
+    }
+    let exit = s
+        .latest(&last.name)
+        .filter(|r| r.state == RunState::Exited)
+        .map(|r| r.exit_code)
+        .or_else(|| {
+            let state = old(&last.name)?.state.as_ref()?;
+            Some(state.terminated.as_ref()?.exit_code)
+        });
+    exit == Some(0)
 }
 
 /// It is not known how the container ended: that counts as an error (upstream TerminatePod).

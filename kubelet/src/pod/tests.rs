@@ -9,6 +9,8 @@ use k8s_openapi::api::core::v1::Pod;
 use std::fmt::Write;
 use std::sync::Arc;
 
+mod ends;
+
 struct Model {
     state: PodState,
     view: RuntimeView,

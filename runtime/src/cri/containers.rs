@@ -28,6 +28,8 @@ use tonic::Status;
 /// containerd's exit code and reason for a container whose process never ran.
 const START_ERROR_CODE: i32 = 128;
 const START_ERROR: &str = "StartError";
+/// Annotation with the signal that ends a container, instead of its image's (CRI's ContainerConfig.stop_signal of 1.33).
+const STOP_SIGNAL: &str = "io.kubernetes.container.stopSignal";
 
 /// Names are unique within a sandbox.
 pub(super) fn container_name(sandbox: &str, m: &v1::ContainerMetadata) -> String {
@@ -276,6 +278,11 @@ impl Runtime {
         }
         state::private_dir(&state_dir).map_err(internal("make the container's state directory"))?;
         let digests = |v: &Vec<String>| v.first().cloned();
+        let stop_signal = match config.annotations.get(STOP_SIGNAL) {
+            Some(s) => parse_signal(s)
+                .ok_or_else(|| Status::invalid_argument(format!("{s:?} is not a signal")))?,
+            None => parse_signal(&held.config.config.stop_signal).unwrap_or(libc::SIGTERM),
+        };
         let record = ContainerRecord {
             sandbox_id: sandbox.id.clone(),
             config: encode_pb(&config),
@@ -284,7 +291,7 @@ impl Runtime {
                 .unwrap_or_else(|| held.image.id.to_string()),
             image_id: held.image.id.to_string(),
             image_name: digests(&held.image.repo_tags).unwrap_or(wanted),
-            stop_signal: parse_signal(&held.config.config.stop_signal).unwrap_or(libc::SIGTERM),
+            stop_signal,
             cgroup,
             device_rules_all: privileged,
             spec,

@@ -362,6 +362,13 @@ pub fn parse_signal(s: &str) -> Option<i32> {
     }
     let upper = s.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    // Second names that Kubernetes takes.
+    let name = match name {
+        "CLD" => "CHLD",
+        "IOT" => "ABRT",
+        "POLL" => "IO",
+        n => n,
+    };
     if let Some(i) = NAMES.iter().position(|n| *n == name) {
         return Some(i as i32 + 1);
     }

@@ -22,6 +22,10 @@ pub struct PodFacts<'a> {
     pub is_pod: bool,
     /// The pod's terminationGracePeriodSeconds.
     pub grace: Option<i64>,
+    /// spec.os.name, empty when not said.
+    pub os: &'a str,
+    /// Has the pod a user namespace of its own (hostUsers: false)?
+    pub own_users: bool,
 }
 
 /// All containers of the spec, in upstream's order.
@@ -43,7 +47,7 @@ pub fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &
             errs.push(FieldError::duplicate(p.child("name"), name));
         }
         names.push(name);
-        lifecycle_and_probes(c, facts.grace, &p, errs);
+        lifecycle_and_probes(c, facts, &p, errs);
         one_of(
             c,
             "restartPolicy",
@@ -72,7 +76,7 @@ pub fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &
             errs,
         );
         if text(c, "restartPolicy") == "Always" {
-            lifecycle_and_probes(c, facts.grace, &p, errs);
+            lifecycle_and_probes(c, facts, &p, errs);
         } else {
             for key in [
                 "lifecycle",
@@ -182,6 +186,21 @@ fn common(c: &Value, facts: &PodFacts<'_>, p: &Path<'_>, errs: &mut Errors) {
     one_of(c, "imagePullPolicy", PULL_POLICIES, p, errs);
     resources::validate_container(at(c, "resources"), &p.child("resources"), errs);
     security_context::container(at(c, "securityContext"), &p.child("securityContext"), errs);
+    if text(c, "securityContext.procMount") == "Unmasked" && !facts.own_users {
+        let sp = p.child("securityContext");
+        errs.push(FieldError::invalid(
+            sp.child("procMount"),
+            "Unmasked",
+            "`hostUsers` must be false to use `Unmasked`",
+        ));
+    }
+    if facts.os == "linux" && has(c, "securityContext.windowsOptions") {
+        let sp = p.child("securityContext");
+        errs.push(FieldError::forbidden(
+            sp.child("windowsOptions"),
+            "windows options cannot be set for a linux pod",
+        ));
+    }
     for (i, r) in items(c, "resizePolicy").iter().enumerate() {
         let rp = p.child("resizePolicy");
         let ip = rp.index(i);
@@ -382,7 +401,70 @@ fn volume_devices(c: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &mut E
     }
 }
 
-fn lifecycle_and_probes(c: &Value, grace: Option<i64>, p: &Path<'_>, errs: &mut Errors) {
+/// Signals of a Linux container's lifecycle.stopSignal, besides SIGRTMIN+n and SIGRTMAX-n.
+const SIGNALS: &[&str] = &[
+    "SIGABRT",
+    "SIGALRM",
+    "SIGBUS",
+    "SIGCHLD",
+    "SIGCLD",
+    "SIGCONT",
+    "SIGFPE",
+    "SIGHUP",
+    "SIGILL",
+    "SIGINT",
+    "SIGIO",
+    "SIGIOT",
+    "SIGKILL",
+    "SIGPIPE",
+    "SIGPOLL",
+    "SIGPROF",
+    "SIGPWR",
+    "SIGQUIT",
+    "SIGRTMAX",
+    "SIGRTMIN",
+    "SIGSEGV",
+    "SIGSTKFLT",
+    "SIGSTOP",
+    "SIGSYS",
+    "SIGTERM",
+    "SIGTRAP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGVTALRM",
+    "SIGWINCH",
+    "SIGXCPU",
+    "SIGXFSZ",
+];
+
+/// validateStopSignal: which signals there are depends on the pod's system, which therefore must be said.
+fn stop_signal(lifecycle: &Value, os: &str, p: &Path<'_>, errs: &mut Errors) {
+    if !has(lifecycle, "stopSignal") {
+        return;
+    }
+    let real_time = |s: &str| {
+        let n = |s: &str, most: u32| s.parse::<u32>().is_ok_and(|n| (1..=most).contains(&n));
+        s.strip_prefix("SIGRTMIN+").is_some_and(|r| n(r, 15))
+            || s.strip_prefix("SIGRTMAX-").is_some_and(|r| n(r, 14))
+    };
+    match os {
+        "" => errs.push(FieldError::forbidden(
+            p.child("stopSignal"),
+            "may not be set for containers with empty `spec.os.name`",
+        )),
+        "windows" => one_of(lifecycle, "stopSignal", &["SIGKILL", "SIGTERM"], p, errs),
+        _ if real_time(text(lifecycle, "stopSignal")) => {}
+        _ => one_of(lifecycle, "stopSignal", SIGNALS, p, errs),
+    }
+}
+
+fn lifecycle_and_probes(c: &Value, facts: &PodFacts<'_>, p: &Path<'_>, errs: &mut Errors) {
+    let grace = facts.grace;
+    stop_signal(at(c, "lifecycle"), facts.os, &p.child("lifecycle"), errs);
     for key in ["postStart", "preStop"] {
         let lifecycle = at(c, "lifecycle");
         let h = at(lifecycle, key);

@@ -28,6 +28,8 @@ pub fn spec(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
             volumes,
             is_pod,
             grace,
+            os: text(spec, "os.name"),
+            own_users: at(spec, "hostUsers") == &Value::Bool(false),
         },
         path,
         errs,
@@ -66,6 +68,14 @@ pub fn spec(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
         &path.child("topologySpreadConstraints"),
         errs,
     );
+    hostname_override(spec, path, errs);
+    if text(spec, "os.name") == "linux" && has(spec, "securityContext.windowsOptions") {
+        let sp = path.child("securityContext");
+        errs.push(FieldError::forbidden(
+            sp.child("windowsOptions"),
+            "windows options cannot be set for a linux pod",
+        ));
+    }
     if at(spec, "hostUsers") == &Value::Bool(false) {
         for (key, name) in [
             ("hostNetwork", "hostNetwork"),
@@ -129,6 +139,35 @@ pub fn spec(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
         let os = path.child("os");
         require(at(spec, "os"), "name", &os, errs);
         one_of(at(spec, "os"), "name", &["linux", "windows"], &os, errs);
+    }
+}
+
+/// hostnameOverride replaces every other way to a host name, and the node's is not the pod's to replace.
+fn hostname_override(spec: &Value, path: &Path<'_>, errs: &mut Errors) {
+    if !has(spec, "hostnameOverride") {
+        return;
+    }
+    let name = text(spec, "hostnameOverride");
+    let p = path.child("hostnameOverride");
+    check::dns_subdomain(name, &p, errs);
+    if name.len() > 64 {
+        errs.push(FieldError::invalid(
+            p,
+            name,
+            "must be no more than 64 bytes",
+        ));
+    }
+    if truth(spec, "hostNetwork") {
+        errs.push(FieldError::forbidden(
+            path.child("hostnameOverride"),
+            "must not be set when `hostNetwork` is true",
+        ));
+    }
+    if truth(spec, "setHostnameAsFQDN") {
+        errs.push(FieldError::forbidden(
+            path.child("setHostnameAsFQDN"),
+            "must not be set when `hostnameOverride` is set",
+        ));
     }
 }
 
@@ -526,6 +565,74 @@ mod tests {
             })),
             Vec::<String>::new()
         );
+    }
+
+    #[test]
+    fn what_needs_another_field_is_refused_without_it() {
+        let with = |container: Value, more: Value| {
+            let mut c = json!({"name": "c", "image": "i"});
+            merge(&mut c, container);
+            let mut spec = json!({"containers": [c]});
+            merge(&mut spec, more);
+            created(spec)
+        };
+        fn merge(into: &mut Value, from: Value) {
+            for (k, v) in from.as_object().unwrap() {
+                into[k] = v.clone();
+            }
+        }
+        let signal = |s: &str| json!({"lifecycle": {"stopSignal": s}});
+        let linux = json!({"os": {"name": "linux"}});
+        assert_eq!(
+            with(signal("SIGUSR1"), json!({})),
+            [
+                "spec.containers[0].lifecycle.stopSignal: Forbidden: may not be set for containers with empty `spec.os.name`"
+            ]
+        );
+        for good in ["SIGUSR1", "SIGRTMIN", "SIGRTMIN+15", "SIGRTMAX-14"] {
+            assert!(with(signal(good), linux.clone()).is_empty(), "{good}");
+        }
+        for bad in ["USR1", "SIGFOO", "9", "SIGRTMIN+16", "SIGRTMAX-0"] {
+            assert_eq!(with(signal(bad), linux.clone()).len(), 1, "{bad}");
+        }
+        assert_eq!(
+            with(signal("SIGUSR1"), json!({"os": {"name": "windows"}})).len(),
+            1
+        );
+        let unmasked = json!({"securityContext": {"procMount": "Unmasked"}});
+        assert_eq!(
+            with(unmasked.clone(), json!({})),
+            [
+                "spec.containers[0].securityContext.procMount: Invalid value: \"Unmasked\": `hostUsers` must be false to use `Unmasked`"
+            ]
+        );
+        assert_eq!(with(unmasked.clone(), json!({"hostUsers": true})).len(), 1);
+        assert!(with(unmasked, json!({"hostUsers": false})).is_empty());
+        let windows = json!({"securityContext": {"windowsOptions": {}}});
+        assert_eq!(with(windows.clone(), linux.clone()).len(), 1);
+        assert_eq!(
+            with(
+                json!({}),
+                json!({"os": {"name": "linux"}, "securityContext": {"windowsOptions": {}}})
+            )
+            .len(),
+            1
+        );
+        assert!(with(windows, json!({})).is_empty());
+        let named = |more: Value| {
+            let mut spec = json!({"hostnameOverride": "a.b"});
+            merge(&mut spec, more);
+            with(json!({}), spec)
+        };
+        assert!(named(json!({})).is_empty());
+        for bad in [
+            json!({"hostNetwork": true}),
+            json!({"setHostnameAsFQDN": true}),
+            json!({"hostnameOverride": "A"}),
+            json!({"hostnameOverride": "a".repeat(65)}),
+        ] {
+            assert_eq!(named(bad.clone()).len(), 1, "{bad}");
+        }
     }
 
     #[test]
