@@ -191,6 +191,17 @@ impl Hierarchies {
         }
     }
 
+    /// Can limits of the controller be set in a cgroup that is there?
+    pub fn controls(&self, controller: &str, cgroup: &str) -> bool {
+        match (&self.v2, self.is_v2()) {
+            (Some(root), true) => {
+                std::fs::read_to_string(below(root, cgroup).join("cgroup.controllers"))
+                    .is_ok_and(|t| t.split_whitespace().any(|c| c == controller))
+            }
+            _ => self.v1_of(controller).is_some(),
+        }
+    }
+
     /// Makes a cgroup with all its parents, ready for processes.
     pub fn create(&self, cgroup: &str) -> io::Result<()> {
         for place in self.places() {

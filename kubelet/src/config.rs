@@ -1,6 +1,9 @@
 //! What the kubelet is told at start. Owns plain data and the paths derived from it.
 
+use crate::eviction::signals::{self, Threshold};
+use crate::quantity;
 use k8s_openapi::api::core::v1::Taint;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -32,6 +35,16 @@ pub struct Config {
     pub client_ca_pem: Vec<u8>,
     /// Cgroup above `kubepods`, e.g. `/skiff`; empty for the root.
     pub cgroup_root: String,
+    /// Kept for the system, by resource; `pid` counts processes (upstream --system-reserved).
+    pub system_reserved: BTreeMap<String, Quantity>,
+    /// Kept for Skiff itself (upstream --kube-reserved).
+    pub kube_reserved: BTreeMap<String, Quantity>,
+    /// Hold all pods together to what is not reserved (upstream --enforce-node-allocatable=pods).
+    pub enforce_node_allocatable: bool,
+    /// Processes of one pod; no limit unless positive (upstream --pod-max-pids, -1).
+    pub pod_pids_limit: i64,
+    /// What must be left of memory and disks before pods are evicted (upstream --eviction-hard).
+    pub eviction_hard: Vec<Threshold>,
     /// How many pods fit (110).
     pub max_pods: i64,
     /// resolv.conf of the node, the base of pods' DNS settings.
@@ -77,6 +90,11 @@ impl Config {
             tls_key_pem: Vec::new(),
             client_ca_pem: Vec::new(),
             cgroup_root: "/skiff".into(),
+            system_reserved: BTreeMap::new(),
+            kube_reserved: BTreeMap::new(),
+            enforce_node_allocatable: true,
+            pod_pids_limit: -1,
+            eviction_hard: signals::defaults(),
             max_pods: 110,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             node_labels: BTreeMap::new(),
@@ -90,6 +108,23 @@ impl Config {
             shared_caches: true,
             version: "v1.36.0+skiff".into(),
         }
+    }
+
+    /// What is kept from pods, all told.
+    pub fn reserved(&self) -> BTreeMap<String, Quantity> {
+        let mut out = self.system_reserved.clone();
+        for (name, q) in &self.kube_reserved {
+            let sum = quantity::milli_of(Some(&self.system_reserved), name)
+                .saturating_add(quantity::milli_of(Some(&self.kube_reserved), name));
+            let both = self.system_reserved.contains_key(name);
+            let q = if both {
+                Quantity(format!("{sum}m"))
+            } else {
+                q.clone()
+            };
+            out.insert(name.clone(), q);
+        }
+        out
     }
 
     /// `pods/<uid>`

@@ -3,6 +3,7 @@
 
 use crate::kubelet::Kubelet;
 use k8s_cri::v1::Image;
+use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,18 +14,29 @@ const INTERVAL: Duration = Duration::from_secs(300);
 /// An image younger than this is not collected (imageMinimumGCAge).
 const MINIMUM_AGE: Duration = Duration::from_secs(120);
 
+/// When each image was used last, as far as this process saw.
+#[derive(Default)]
+pub struct LastUsed(Mutex<HashMap<String, Instant>>);
+
 /// Looks after the images until the kubelet stops.
 pub async fn run(k: Arc<Kubelet>) {
-    let mut used_at: HashMap<String, Instant> = HashMap::new();
     loop {
         tokio::select! {
             () = k.stop.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        if let Err(e) = collect(&k, &mut used_at, Instant::now()).await {
+        if let Err(e) = collect(&k, false).await {
             tracing::debug!(error = %e, "images could not be collected");
         }
     }
+}
+
+/// Removes every image that nothing uses, whatever the disk has left (the node is about to evict pods).
+///
+/// # Errors
+/// The runtime does not answer.
+pub async fn delete_unused(k: &Kubelet) -> Result<(), String> {
+    collect(k, true).await
 }
 
 /// Percentage of a file system that is used, and its size in bytes.
@@ -58,17 +70,14 @@ pub fn choose<'a>(
         .into_iter()
         .take_while(|i| {
             let more = freed < bytes;
-            freed += i.size;
+            freed = i.size.saturating_add(freed);
             more
         })
         .collect()
 }
 
-async fn collect(
-    k: &Kubelet,
-    used_at: &mut HashMap<String, Instant>,
-    now: Instant,
-) -> Result<(), String> {
+async fn collect(k: &Kubelet, all: bool) -> Result<(), String> {
+    let now = Instant::now();
     let images = k.cri.list_images().await.map_err(|e| e.to_string())?;
     let containers = k
         .cri
@@ -85,17 +94,21 @@ async fn collect(
             ]
         })
         .collect();
-    used_at.retain(|id, _| images.iter().any(|i| i.id == *id));
-    for i in &images {
-        let used = in_use.contains(&i.id)
-            || i.repo_tags
-                .iter()
-                .chain(&i.repo_digests)
-                .any(|n| in_use.contains(n));
-        if used || !used_at.contains_key(&i.id) {
-            used_at.insert(i.id.clone(), now);
+    let used_at = {
+        let mut used_at = k.image_use.0.lock();
+        used_at.retain(|id, _| images.iter().any(|i| i.id == *id));
+        for i in &images {
+            let used = in_use.contains(&i.id)
+                || i.repo_tags
+                    .iter()
+                    .chain(&i.repo_digests)
+                    .any(|n| in_use.contains(n));
+            if used || !used_at.contains_key(&i.id) {
+                used_at.insert(i.id.clone(), now);
+            }
         }
-    }
+        used_at.clone()
+    };
     let in_use: HashSet<String> = images
         .iter()
         .filter(|i| {
@@ -114,11 +127,16 @@ async fn collect(
     let Some((percent, total)) = usage(Path::new(&point.mountpoint)) else {
         return Ok(());
     };
-    if percent < u64::from(k.config.image_gc_high_percent) {
+    if !all && percent < u64::from(k.config.image_gc_high_percent) {
         return Ok(());
     }
-    let bytes = total / 100 * percent.saturating_sub(u64::from(k.config.image_gc_low_percent));
-    for image in choose(&images, &in_use, used_at, now, bytes) {
+    let low = u64::from(k.config.image_gc_low_percent);
+    let bytes = if all {
+        u64::MAX
+    } else {
+        total / 100 * percent.saturating_sub(low)
+    };
+    for image in choose(&images, &in_use, &used_at, now, bytes) {
         tracing::info!(image = %image.id, size = image.size, "removing an unused image: the disk is {percent} % full");
         if let Err(e) = k.cri.remove_image(&image.id).await {
             tracing::warn!(image = %image.id, error = %e, "image could not be removed");

@@ -1,8 +1,10 @@
 //! What all parts of the kubelet share: configuration, the API, the runtime, volumes, and the pods' workers. Owns
 //! references only; no decisions.
 
+use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cri::Cri;
+use crate::gc;
 use crate::images::Images;
 use crate::kuberuntime::fields::Addresses;
 use crate::node::status::Pressure;
@@ -15,6 +17,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use parking_lot::Mutex;
 use skiff_client::recorder::{EventType, Recorder, reference};
 use skiff_client::{Cache, Informers, Scope};
+use skiff_supervise::Supervisor;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -50,6 +53,10 @@ pub struct Kubelet {
     pub runtime_name: String,
     /// Version of the runtime.
     pub runtime_version: String,
+    /// When images were used last.
+    pub image_use: gc::LastUsed,
+    /// Cgroups of pods.
+    pub cgroups: Cgroups,
     /// The sysctls that pods may set.
     pub sysctls: sysctls::Allowed,
     /// What the node is short of, as the eviction loop sees it.
@@ -61,6 +68,11 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
+    /// Keeps the kubelet's tasks.
+    pub fn supervisor(&self) -> &Supervisor {
+        self.informers.supervisor()
+    }
+
     /// The cache that has this node's Node.
     pub fn nodes(&self) -> Cache<Node> {
         if self.config.shared_caches {

@@ -15,6 +15,7 @@ pub mod lifecycle;
 pub mod logs;
 pub mod node;
 pub mod objects;
+mod parts;
 pub mod pod;
 pub mod prober;
 pub mod quantity;
@@ -89,6 +90,11 @@ pub async fn run(
             ..Scope::default()
         })
     };
+    let capacity = node::capacity::read(&config.root_dir, config.max_pods, &config.reserved());
+    let cgroups = cgroups::Cgroups::new(&config, &capacity).map_err(|source| Error::Directory {
+        path: "/proc/self/mountinfo".into(),
+        source,
+    })?;
     let cri = Cri::new(&config.cri_socket);
     let Some(version) = runtime_version(&cri, &stop).await else {
         return Ok(());
@@ -104,7 +110,9 @@ pub async fn run(
         tokens: volumes::tokens::Tokens::default(),
         recorder: Recorder::new(client.clone(), "kubelet", &config.node_name),
         services: informers.cache::<Service>(),
-        capacity: node::capacity::read(&config.root_dir, config.max_pods),
+        image_use: gc::LastUsed::default(),
+        cgroups,
+        capacity,
         runtime_name: version.runtime_name,
         runtime_version: version.runtime_version,
         sysctls,
@@ -120,24 +128,57 @@ pub async fn run(
     let _ = kubelet.nodes();
 
     let (poke, poked) = watch::channel(0u64);
-    let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(server::run(kubelet.clone(), listener));
-    tasks.spawn(node::status::run(kubelet.clone(), poked, pressure));
-    tasks.spawn(node::lease::run(kubelet.clone()));
-    tasks.spawn(pod::pleg::run(kubelet.clone(), move || {
-        poke.send_modify(|n| *n += 1)
-    }));
-    tasks.spawn(logs::rotate::run(kubelet.clone()));
-    tasks.spawn(eviction::run(kubelet.clone(), press));
-    tasks.spawn(gc::run(kubelet.clone()));
-    tasks.spawn(pod::manager::run(kubelet.clone(), pods.subscribe()));
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(e) = ended
-            && e.is_panic()
-        {
-            tracing::error!(error = %e, "a part of the kubelet failed");
+    let (poke, press) = (Arc::new(poke), Arc::new(press));
+    let listener = Arc::new(parking_lot::Mutex::new(Some(listener)));
+    parts::keep(&kubelet, "kubelet/server", move |k| {
+        let first = listener.lock().take();
+        async move {
+            let listener = match first {
+                Some(l) => l,
+                None => server::bind(&k.config).await?,
+            };
+            server::run(k, listener).await;
+            Ok(())
         }
+    });
+    parts::keep(&kubelet, "kubelet/status", move |k| {
+        let run = node::status::run(k, poked.clone(), pressure.clone());
+        async move {
+            run.await;
+            Ok(())
+        }
+    });
+    parts::keep(&kubelet, "kubelet/events", move |k| {
+        let poke = poke.clone();
+        let run = pod::pleg::run(k, move || poke.send_modify(|n| *n += 1));
+        async move {
+            run.await;
+            Ok(())
+        }
+    });
+    parts::keep(&kubelet, "kubelet/eviction", move |k| {
+        let run = eviction::run(k, press.clone());
+        async move {
+            run.await;
+            Ok(())
+        }
+    });
+    parts::keep(&kubelet, "kubelet/pods", |k| {
+        let pods = k.pods.subscribe();
+        async move {
+            pod::manager::run(k, pods).await;
+            Ok(())
+        }
+    });
+    for (group, run) in [
+        ("kubelet/lease", parts::boxed(node::lease::run)),
+        ("kubelet/logs", parts::boxed(logs::rotate::run)),
+        ("kubelet/images", parts::boxed(gc::run)),
+        ("kubelet/cgroups", parts::boxed(cgroups::run)),
+    ] {
+        parts::keep(&kubelet, group, run);
     }
+    stop.cancelled().await;
     Ok(())
 }
 

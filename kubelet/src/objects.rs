@@ -61,7 +61,17 @@ impl<K: Kind> Watches<K> {
                     &objects.supervisor,
                 );
                 let users: Arc<Mutex<HashMap<String, Notify>>> = Arc::default();
-                tokio::spawn(tell(cache.subscribe(), users.clone(), stop.clone()));
+                let (heard, told, end) = (cache.clone(), users.clone(), stop.clone());
+                let key = format!("{namespace}/{name}");
+                objects
+                    .supervisor
+                    .spawn_transient("kubelet/objects", key, move || {
+                        let run = tell(heard.subscribe(), told.clone(), end.clone());
+                        async move {
+                            run.await;
+                            Ok::<_, std::convert::Infallible>(())
+                        }
+                    });
                 Watched { cache, stop, users }
             });
         watched.users.lock().insert(uid.to_string(), notify.clone());

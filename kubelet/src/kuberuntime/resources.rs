@@ -4,20 +4,41 @@ use crate::pod::spec;
 use crate::quantity;
 use k8s_cri::v1::{HugepageLimit, LinuxContainerResources};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use skiff_cgroup::cpu::{MIN_SHARES, PERIOD, milli_to_quota, milli_to_shares};
+use std::collections::BTreeMap;
+
+/// The pod's own limit of a resource (spec.resources), if it has one.
+fn pod_level(pod: &Pod, name: &str) -> Option<i64> {
+    let limits = spec::spec(pod).resources.as_ref()?.limits.as_ref();
+    Some(amount(limits, name)).filter(|v| *v > 0)
+}
+
+fn amount(list: Option<&BTreeMap<String, Quantity>>, name: &str) -> i64 {
+    if name == "cpu" {
+        quantity::milli_of(list, name)
+    } else {
+        quantity::value_of(list, name)
+    }
+}
 
 /// Settings of one container.
 pub fn container(pod: &Pod, c: &Container, node_memory: i64) -> LinuxContainerResources {
     let r = c.resources.clone().unwrap_or_default();
     let request = quantity::milli_of(r.requests.as_ref(), "cpu");
-    let limit = quantity::milli_of(r.limits.as_ref(), "cpu");
+    // Without a limit of its own a container is bounded by its pod's.
+    let limit = |name: &str| match amount(r.limits.as_ref(), name) {
+        0 => pod_level(pod, name).unwrap_or(0),
+        l => l,
+    };
+    let own_limit = quantity::milli_of(r.limits.as_ref(), "cpu");
     let has_request = r.requests.as_ref().is_some_and(|l| l.contains_key("cpu"));
     LinuxContainerResources {
         cpu_period: PERIOD,
-        cpu_quota: milli_to_quota(limit),
+        cpu_quota: milli_to_quota(limit("cpu")),
         // A limit without a request is a request (the API defaults it so, but not for every creator).
-        cpu_shares: milli_to_shares(if has_request { request } else { limit }),
-        memory_limit_in_bytes: quantity::value_of(r.limits.as_ref(), "memory"),
+        cpu_shares: milli_to_shares(if has_request { request } else { own_limit }),
+        memory_limit_in_bytes: limit("memory"),
         oom_score_adj: oom_score_adj(pod, c, node_memory),
         hugepage_limits: hugepages(&r),
         ..LinuxContainerResources::default()
@@ -54,12 +75,25 @@ pub fn oom_score_adj(pod: &Pod, c: &Container, node_memory: i64) -> i64 {
         "BestEffort" => return 1000,
         _ => {}
     }
-    let request = |c: &Container| {
-        quantity::value_of(
-            c.resources.as_ref().and_then(|r| r.requests.as_ref()),
-            "memory",
-        )
+    // What the pod asks for and no container does is shared among them.
+    let spare = match &spec::spec(pod).resources {
+        Some(r)
+            if r.requests
+                .as_ref()
+                .is_some_and(|l| l.contains_key("memory")) =>
+        {
+            let all = || {
+                spec::containers(pod)
+                    .iter()
+                    .chain(spec::init_containers(pod))
+            };
+            let own: i64 = all().map(|c| request_of(c, "memory")).sum();
+            let count = i64::try_from(all().count()).unwrap_or(1).max(1);
+            ((quantity::value_of(r.requests.as_ref(), "memory") - own) / count).max(0)
+        }
+        _ => 0,
     };
+    let request = |c: &Container| request_of(c, "memory") + spare;
     let adjust = |request: i64| {
         if node_memory <= 0 {
             return 999;
@@ -80,8 +114,7 @@ pub fn oom_score_adj(pod: &Pod, c: &Container, node_memory: i64) -> i64 {
     own
 }
 
-/// Settings of a whole pod's cgroup; memory and quota only when every container has a limit (upstream
-/// ResourceConfigForPod). Zero means no limit.
+/// Settings of a whole pod's cgroup (upstream ResourceConfigForPod). Zero means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PodCgroup {
     /// cpu.shares
@@ -92,90 +125,66 @@ pub struct PodCgroup {
     pub memory: i64,
 }
 
-/// Requests (thousandths of a core, bytes) of a pod: the larger of what init containers need one after another and
-/// what all others need together, plus overhead.
-pub fn pod_requests(pod: &Pod) -> (i64, i64) {
-    let s = spec::spec(pod);
-    let get = |c: &Container, n: &str| {
-        let r = c.resources.as_ref().and_then(|r| r.requests.as_ref());
-        if n == "cpu" {
-            quantity::milli_of(r, n)
+fn request_of(c: &Container, name: &str) -> i64 {
+    amount(c.resources.as_ref().and_then(|r| r.requests.as_ref()), name)
+}
+
+/// The most that the pod's containers have at once: init containers one after another beside the sidecars before them,
+/// or all others together. None as soon as `get` has none for a container.
+fn at_once(pod: &Pod, get: impl Fn(&Container) -> Option<i64>) -> Option<i64> {
+    let (mut run, mut peak) = (0_i64, 0_i64);
+    for c in spec::init_containers(pod) {
+        let v = get(c)?;
+        if spec::is_sidecar(c) {
+            run = run.saturating_add(v);
+            peak = peak.max(run);
         } else {
-            quantity::value_of(r, n)
+            peak = peak.max(run.saturating_add(v));
         }
+    }
+    for c in spec::containers(pod) {
+        run = run.saturating_add(get(c)?);
+    }
+    Some(run.max(peak))
+}
+
+/// What the pod asks for of a resource (cpu in thousandths of a core, everything else whole), with its overhead; what
+/// spec.resources says stands before the containers' sum.
+pub fn pod_request(pod: &Pod, name: &str) -> i64 {
+    let s = spec::spec(pod);
+    let own = s.resources.as_ref().and_then(|r| r.requests.as_ref());
+    let sum = if own.is_some_and(|r| r.contains_key(name)) {
+        amount(own, name)
+    } else {
+        at_once(pod, |c| Some(request_of(c, name))).unwrap_or(0)
     };
-    let total = |n: &str| {
-        if let Some(q) = s
-            .resources
-            .as_ref()
-            .and_then(|r| r.requests.as_ref())
-            .filter(|r| r.contains_key(n))
-        {
-            return if n == "cpu" {
-                quantity::milli_of(Some(q), n)
-            } else {
-                quantity::value_of(Some(q), n)
-            };
-        }
-        let mut sidecars = 0;
-        let mut peak = 0;
-        for c in spec::init_containers(pod) {
-            if spec::is_sidecar(c) {
-                sidecars += get(c, n);
-                peak = peak.max(sidecars);
-            } else {
-                peak = peak.max(sidecars + get(c, n));
-            }
-        }
-        let run: i64 = spec::containers(pod).iter().map(|c| get(c, n)).sum::<i64>() + sidecars;
-        run.max(peak)
+    sum.saturating_add(amount(s.overhead.as_ref(), name))
+}
+
+/// What the pod may have of a resource, with its overhead: its own limit, or the containers' when each has one. 0 for
+/// no limit.
+pub fn pod_limit(pod: &Pod, name: &str) -> i64 {
+    let of = |c: &Container| {
+        let v = amount(c.resources.as_ref().and_then(|r| r.limits.as_ref()), name);
+        (v > 0).then_some(v)
     };
-    (
-        total("cpu") + quantity::milli_of(s.overhead.as_ref(), "cpu"),
-        total("memory") + quantity::value_of(s.overhead.as_ref(), "memory"),
-    )
+    match pod_level(pod, name).or_else(|| at_once(pod, of)) {
+        Some(l) => l.saturating_add(amount(spec::spec(pod).overhead.as_ref(), name)),
+        None => 0,
+    }
 }
 
 /// Settings of a pod's cgroup.
 pub fn pod_cgroup(pod: &Pod) -> PodCgroup {
-    let (cpu, _) = pod_requests(pod);
-    let mut out = PodCgroup {
+    PodCgroup {
         shares: if spec::qos_class(pod) == "BestEffort" {
             MIN_SHARES
         } else {
-            milli_to_shares(cpu)
+            milli_to_shares(pod_request(pod, "cpu"))
         },
-        ..PodCgroup::default()
-    };
-    let sum = |n: &str| -> Option<i64> {
-        let get = |c: &Container| {
-            let l = c.resources.as_ref().and_then(|r| r.limits.as_ref());
-            let v = if n == "cpu" {
-                quantity::milli_of(l, n)
-            } else {
-                quantity::value_of(l, n)
-            };
-            (v > 0).then_some(v)
-        };
-        let mut run = 0;
-        let mut peak = 0;
-        for c in spec::init_containers(pod) {
-            let v = get(c)?;
-            if spec::is_sidecar(c) {
-                run += v;
-                peak = peak.max(run);
-            } else {
-                peak = peak.max(run + v);
-            }
-        }
-        for c in spec::containers(pod) {
-            run += get(c)?;
-        }
-        Some(run.max(peak))
-    };
-    out.quota = sum("cpu").map_or(0, milli_to_quota);
-    out.memory = sum("memory").unwrap_or(0);
-    out
+        quota: milli_to_quota(pod_limit(pod, "cpu")),
+        memory: pod_limit(pod, "memory"),
+    }
 }
 
 /// Cgroup of a pod below `root`: `/kubepods/[burstable|besteffort/]pod<uid>`.
@@ -235,5 +244,70 @@ mod tests {
             );
             assert_eq!(text, want, "{r}");
         }
+    }
+
+    #[test]
+    fn pod_level_resources_bound_the_pod_and_the_containers_that_have_no_bounds_of_their_own() {
+        let p: Pod = serde_json::from_value(serde_json::json!({"metadata": {"uid": "u"}, "spec": {
+            "resources": {"requests": {"cpu": "500m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "128Mi"}},
+            "overhead": {"memory": "1Mi"},
+            "containers": [{"name": "a"}, {"name": "b", "resources": {"limits": {"cpu": "100m", "memory": "16Mi"}}}]}}))
+        .unwrap();
+        assert_eq!(
+            pod_cgroup(&p),
+            PodCgroup {
+                shares: 512,
+                quota: 100_000,
+                memory: 129 << 20
+            }
+        );
+        assert!(cgroup_parent("", &p).contains("burstable"));
+        let a = container(&p, &spec::containers(&p)[0], 1 << 30);
+        let b = container(&p, &spec::containers(&p)[1], 1 << 30);
+        assert_eq!((a.cpu_quota, a.memory_limit_in_bytes), (100_000, 128 << 20));
+        assert_eq!((b.cpu_quota, b.memory_limit_in_bytes), (10_000, 16 << 20));
+        // Half of what the pod asks for, each.
+        assert_eq!(a.oom_score_adj, 1000 - 1000 * 32 / 1024);
+    }
+
+    #[test]
+    fn a_pod_is_limited_when_each_container_is_and_init_containers_count_one_by_one() {
+        let c = |name: &str, m: Option<&str>, more: serde_json::Value| {
+            let mut c = serde_json::json!({"name": name, "resources": {}});
+            if let Some(m) = m {
+                c["resources"] =
+                    serde_json::json!({"limits": {"memory": m}, "requests": {"memory": m}});
+            }
+            for (k, v) in more.as_object().unwrap() {
+                c[k] = v.clone();
+            }
+            c
+        };
+        let none = || serde_json::json!({});
+        let sidecar = serde_json::json!({"restartPolicy": "Always"});
+        let memory = |init: Vec<serde_json::Value>, run: Vec<serde_json::Value>| {
+            let p: Pod = serde_json::from_value(
+                serde_json::json!({"spec": {"initContainers": init, "containers": run}}),
+            )
+            .unwrap();
+            (
+                pod_request(&p, "memory") >> 20,
+                pod_limit(&p, "memory") >> 20,
+            )
+        };
+        let (a, b) = (c("a", Some("10Mi"), none()), c("b", Some("20Mi"), none()));
+        assert_eq!(memory(vec![], vec![a.clone(), b.clone()]), (30, 30));
+        assert_eq!(
+            memory(vec![], vec![a.clone(), c("x", None, none())]),
+            (10, 0)
+        );
+        let big = c("i", Some("100Mi"), none());
+        assert_eq!(memory(vec![big.clone()], vec![a.clone()]), (100, 100));
+        let side = c("s", Some("5Mi"), sidecar);
+        assert_eq!(
+            memory(vec![side.clone(), big.clone()], vec![a.clone()]),
+            (105, 105)
+        );
+        assert_eq!(memory(vec![big, side], vec![a, b]), (100, 100));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::status::Pressure;
 use super::{sysctls, unsupported};
-use crate::kuberuntime::resources::pod_requests;
+use crate::kuberuntime::resources::pod_request;
 use crate::pod::spec;
 use crate::quantity;
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint};
@@ -48,7 +48,7 @@ pub fn admit(pod: &Pod, machine: &Machine<'_>, others: &[Arc<Pod>]) -> Option<(S
         return Some(out_of("pods", 1, others.len() as i64, max_pods));
     }
     if let Some(lack) = lacks(pod, allocatable, others) {
-        return Some(out_of(lack.what, lack.requested, lack.used, lack.capacity));
+        return Some(out_of(&lack.what, lack.requested, lack.used, lack.capacity));
     }
     let mine = ports(pod);
     if others
@@ -139,8 +139,8 @@ fn under_pressure(pod: &Pod, pressure: Pressure) -> Option<(String, String)> {
 /// A resource of which the node has not enough.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lack {
-    /// cpu (thousandths) or memory (bytes).
-    pub what: &'static str,
+    /// cpu (thousandths), memory, ephemeral-storage or huge pages (bytes).
+    pub what: String,
     /// What the pod asks for.
     pub requested: i64,
     /// What others have.
@@ -155,35 +155,28 @@ pub fn lacks(
     allocatable: &BTreeMap<String, Quantity>,
     others: &[Arc<Pod>],
 ) -> Option<Lack> {
-    let (cpu, memory) = pod_requests(pod);
-    let (mut used_cpu, mut used_memory) = (0, 0);
-    for o in others {
-        let (c, m) = pod_requests(o);
-        used_cpu += c;
-        used_memory += m;
-    }
-    let lack = |what, requested, used, capacity| {
-        (requested > 0 && used + requested > capacity).then_some(Lack {
-            what,
-            requested,
-            used,
-            capacity,
+    let huge = allocatable.keys().filter(|k| k.starts_with("hugepages-"));
+    ["cpu", "memory", "ephemeral-storage"]
+        .into_iter()
+        .chain(huge.map(String::as_str))
+        .find_map(|what| {
+            let requested = pod_request(pod, what);
+            if requested <= 0 {
+                return None;
+            }
+            let used: i64 = others.iter().map(|o| pod_request(o, what)).sum();
+            let capacity = if what == "cpu" {
+                quantity::milli_of(Some(allocatable), what)
+            } else {
+                quantity::value_of(Some(allocatable), what)
+            };
+            (used.saturating_add(requested) > capacity).then(|| Lack {
+                what: what.into(),
+                requested,
+                used,
+                capacity,
+            })
         })
-    };
-    lack(
-        "cpu",
-        cpu,
-        used_cpu,
-        quantity::milli_of(Some(allocatable), "cpu"),
-    )
-    .or_else(|| {
-        lack(
-            "memory",
-            memory,
-            used_memory,
-            quantity::value_of(Some(allocatable), "memory"),
-        )
-    })
 }
 
 fn out_of(what: &str, requested: i64, used: i64, capacity: i64) -> (String, String) {
@@ -276,6 +269,7 @@ mod tests {
         let have = BTreeMap::from([
             ("cpu".to_string(), Quantity("2".into())),
             ("memory".into(), Quantity("1Gi".into())),
+            ("ephemeral-storage".into(), Quantity("1Gi".into())),
         ]);
         let machine = Machine {
             node: Some(&node),
@@ -345,6 +339,11 @@ mod tests {
                 serde_json::json!([{"name": "c", "resources": {"requests": {"memory": "2Gi"}}}]),
                 serde_json::json!({}),
                 "OutOfmemory",
+            ),
+            (
+                serde_json::json!([{"name": "c", "resources": {"requests": {"ephemeral-storage": "2Gi"}}}]),
+                serde_json::json!({}),
+                "OutOfephemeral-storage",
             ),
             (
                 serde_json::json!([{"name": "c", "ports": [{"containerPort": 1, "hostPort": 8080}]}]),

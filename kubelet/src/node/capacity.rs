@@ -1,6 +1,7 @@
 //! What the machine has (upstream pkg/kubelet/cadvisor and nodestatus setters). Owns reading /proc and /sys once, at
 //! start.
 
+use crate::quantity;
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
@@ -19,10 +20,38 @@ pub struct Capacity {
     pub capacity: BTreeMap<String, Quantity>,
     /// status.allocatable
     pub allocatable: BTreeMap<String, Quantity>,
+    /// What all pods together are held to: capacity without what is reserved, but with what evictions keep free.
+    pub enforced: BTreeMap<String, Quantity>,
 }
 
-/// Reads the machine.
-pub fn read(root_dir: &Path, max_pods: i64) -> Capacity {
+/// The most processes and threads that the machine can have.
+pub fn max_pids() -> u64 {
+    let number = |p: &str| fs::read_to_string(p).ok()?.trim().parse::<u64>().ok();
+    let pid_max = number("/proc/sys/kernel/pid_max").unwrap_or(0);
+    pid_max.min(number("/proc/sys/kernel/threads-max").unwrap_or(u64::MAX))
+}
+
+/// A quantity of a resource: thousandths for cpu, whole for everything else.
+fn amount(list: &BTreeMap<String, Quantity>, name: &str) -> i64 {
+    if name == "cpu" {
+        quantity::milli_of(Some(list), name)
+    } else {
+        quantity::value_of(Some(list), name)
+    }
+}
+
+fn quantity_of(name: &str, amount: i64) -> Quantity {
+    Quantity(match name {
+        "cpu" if amount % 1000 == 0 => (amount / 1000).to_string(),
+        "cpu" => format!("{amount}m"),
+        "memory" if amount % 1024 == 0 => format!("{}Ki", amount >> 10),
+        _ => amount.to_string(),
+    })
+}
+
+/// Reads the machine. `reserved`: what is kept for the system and the kubelet itself, by resource (upstream
+/// --system-reserved and --kube-reserved together; `pid` counts processes).
+pub fn read(root_dir: &Path, max_pods: i64, reserved: &BTreeMap<String, Quantity>) -> Capacity {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let memory = meminfo(
         &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
@@ -42,25 +71,44 @@ pub fn read(root_dir: &Path, max_pods: i64) -> Capacity {
     for (name, bytes) in hugepages() {
         capacity.insert(name, Quantity(bytes.to_string()));
     }
-    let mut allocatable = capacity.clone();
     let huge: i64 = hugepages().iter().map(|(_, b)| b).sum();
-    allocatable.insert(
-        "memory".into(),
-        Quantity(format!(
-            "{}Ki",
-            (memory - MEMORY_RESERVE - huge).max(0) >> 10
-        )),
-    );
-    // A tenth of the disk stays free (nodefs.available<10%).
-    allocatable.insert(
-        "ephemeral-storage".into(),
-        Quantity((disk / 10 * 9).to_string()),
-    );
+    let (enforced, allocatable) = shares_of(&capacity, reserved, huge, max_pids());
     Capacity {
         memory,
         capacity,
         allocatable,
+        enforced,
     }
+}
+
+/// What pods are held to, and what the scheduler may give away. Pure.
+fn shares_of(
+    capacity: &BTreeMap<String, Quantity>,
+    reserved: &BTreeMap<String, Quantity>,
+    huge: i64,
+    pids: u64,
+) -> (BTreeMap<String, Quantity>, BTreeMap<String, Quantity>) {
+    let less = |name: &str, by: i64| (amount(capacity, name) - amount(reserved, name) - by).max(0);
+    let mut enforced = BTreeMap::new();
+    for name in ["cpu", "memory"] {
+        let by = if name == "memory" { huge } else { 0 };
+        enforced.insert(name.to_string(), quantity_of(name, less(name, by)));
+    }
+    let pids = i64::try_from(pids).unwrap_or(i64::MAX);
+    let pids = (pids - amount(reserved, "pid")).max(0);
+    enforced.insert("pid".into(), quantity_of("pid", pids));
+
+    let mut allocatable = capacity.clone();
+    let disk = amount(capacity, "ephemeral-storage");
+    for (name, by) in [
+        ("cpu", 0),
+        ("memory", MEMORY_RESERVE + huge),
+        // A tenth of the disk stays free (nodefs.available<10%).
+        ("ephemeral-storage", disk - disk / 10 * 9),
+    ] {
+        allocatable.insert(name.into(), quantity_of(name, less(name, by)));
+    }
+    (enforced, allocatable)
 }
 
 /// A line of /proc/meminfo in bytes.
@@ -148,5 +196,57 @@ pub fn architecture() -> &'static str {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_reserved_is_taken_from_what_pods_get_and_are_held_to() {
+        let list = |items: &[(&str, &str)]| -> BTreeMap<String, Quantity> {
+            items
+                .iter()
+                .map(|(k, v)| ((*k).to_string(), Quantity((*v).to_string())))
+                .collect()
+        };
+        let capacity = list(&[
+            ("cpu", "2"),
+            ("memory", "4194304Ki"),
+            ("ephemeral-storage", "1000Ki"),
+            ("pods", "110"),
+        ]);
+        let reserved = list(&[
+            ("cpu", "500m"),
+            ("memory", "1Gi"),
+            ("ephemeral-storage", "100Ki"),
+            ("pid", "1000"),
+        ]);
+        let (enforced, allocatable) = shares_of(&capacity, &reserved, 0, 32_768);
+        let got = |l: &BTreeMap<String, Quantity>, n: &str| l[n].0.clone();
+        assert_eq!(
+            [
+                got(&enforced, "cpu"),
+                got(&enforced, "memory"),
+                got(&enforced, "pid")
+            ],
+            ["1500m", "3145728Ki", "31768"]
+        );
+        assert_eq!(
+            [
+                got(&allocatable, "cpu"),
+                got(&allocatable, "memory"),
+                got(&allocatable, "pods")
+            ],
+            ["1500m", "3043328Ki", "110"]
+        );
+        assert_eq!(
+            quantity::value_of(Some(&allocatable), "ephemeral-storage"),
+            800 << 10
+        );
+        // More than there is leaves nothing, not less.
+        let (enforced, _) = shares_of(&capacity, &list(&[("memory", "1Ti")]), 0, 1);
+        assert_eq!(got(&enforced, "memory"), "0Ki");
     }
 }

@@ -2,6 +2,7 @@
 //! controller). Owns that object.
 
 use crate::kubelet::Kubelet;
+use crate::parts;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Node;
@@ -16,10 +17,25 @@ const DURATION: i32 = 40;
 /// How often one is given.
 const INTERVAL: Duration = Duration::from_secs(10);
 
+/// May this node say that it lives? Not while a part of its kubelet is down: its pods are better off elsewhere.
+///
+/// # Errors
+/// What is down.
+pub(crate) fn may_renew(k: &Kubelet) -> Result<(), String> {
+    parts::well(k.supervisor())
+}
+
 /// Renews until the kubelet stops.
 pub async fn run(k: Arc<Kubelet>) {
     let mut last: Option<Lease> = None;
     loop {
+        if let Err(e) = may_renew(&k) {
+            tracing::warn!(error = %e, "the node's lease is not renewed: a part of the kubelet is down");
+            tokio::select! {
+                () = k.stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_secs(1)) => continue,
+            }
+        }
         let wait = match renew(&k, last.take()).await {
             Ok(lease) => {
                 last = Some(lease);

@@ -3,6 +3,7 @@
 
 use super::capacity::{architecture, system_info};
 use crate::kubelet::Kubelet;
+use crate::parts;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
@@ -232,6 +233,9 @@ async fn compute(
     }
     if !k.pods.is_synced() {
         problems.push("the pods of this node are not known yet".into());
+    }
+    if let Err(e) = parts::well(k.supervisor()) {
+        problems.push(format!("a part of the kubelet is down: {e}"));
     }
     let ready = problems.is_empty();
     let condition = |kind: &str, status: bool, reason: &str, message: String| {

@@ -140,7 +140,10 @@ pub async fn make_sandbox(k: &Arc<Kubelet>, pod: &Arc<Pod>, attempt: u32) -> Res
     }
     logs::make_dir(&k.config.pod_logs_dir, Path::new(&config.log_directory))
         .map_err(|e| format!("{}: {e}", config.log_directory))?;
-    cgroups::ensure_pod(&k.config.cgroup_root, pod).map_err(|e| format!("pod cgroup: {e}"))?;
+    cgroups::weigh_classes(k, "")
+        .await
+        .map_err(|e| format!("QoS cgroup: {e}"))?;
+    pod_cgroup(k, pod).await?;
     let handler = match spec::spec(pod)
         .runtime_class_name
         .as_deref()
@@ -162,6 +165,15 @@ pub async fn make_sandbox(k: &Arc<Kubelet>, pod: &Arc<Pod>, attempt: u32) -> Res
         .await
         .map_err(|e| e.message)?;
     Ok(())
+}
+
+/// Makes the pod's cgroup or brings it up to date, off the async threads.
+async fn pod_cgroup(k: &Arc<Kubelet>, pod: &Arc<Pod>) -> Result<(), String> {
+    let (k, pod) = (k.clone(), pod.clone());
+    tokio::task::spawn_blocking(move || k.cgroups.ensure_pod(&pod))
+        .await
+        .map_err(|e| e.to_string())?
+        .map_err(|e| format!("pod cgroup: {e}"))
 }
 
 /// The start of one container.
@@ -536,8 +548,8 @@ pub async fn resize(
         return pending("Error", format!("container {name} not found"));
     };
     let wanted = Box::new(c.resources.clone().unwrap_or_default());
-    // The pod's cgroup grows before its containers', and shrinks after them.
-    let _ = cgroups::ensure_pod(&k.config.cgroup_root, pod);
+    // The pod's cgroup grows before its containers', and shrinks after them: what cannot be shrunk yet can be then.
+    let _ = pod_cgroup(k, pod).await;
     if restart {
         let message = format!("Container {name} resize requires restart");
         kill(
@@ -558,7 +570,12 @@ pub async fn resize(
     if let Err(e) = k.cri.update_container_resources(id, limits).await {
         return pending("Error", e.message);
     }
-    let _ = cgroups::ensure_pod(&k.config.cgroup_root, pod);
+    if let Err(e) = pod_cgroup(k, pod).await {
+        return pending("Error", e);
+    }
+    if let Err(e) = cgroups::weigh_classes(k, "").await {
+        tracing::warn!(error = %e, "the cgroups of the QoS classes could not be brought up to date");
+    }
     k.note_container(
         pod,
         name,
@@ -576,7 +593,10 @@ pub async fn clean_up(k: &Arc<Kubelet>, pod: &Arc<Pod>, all: bool) -> Result<(),
     k.tokens.forget(&uid);
     k.volumes.forget(&uid);
     let dir = k.config.pod_dir(&uid);
-    let root = k.config.cgroup_root.clone();
+    let this = k.clone();
+    if let Err(e) = cgroups::weigh_classes(k, &uid).await {
+        tracing::warn!(error = %e, "the cgroups of the QoS classes could not be brought up to date");
+    }
     let pod_uid = uid.clone();
     let job = move |_: &work::Closed| {
         if all {
@@ -586,7 +606,9 @@ pub async fn clean_up(k: &Arc<Kubelet>, pod: &Arc<Pod>, all: bool) -> Result<(),
             tear_down::remove(&dir.join("volume-subpaths"))?;
             tear_down::remove(&dir.join("volumes"))?;
         }
-        cgroups::remove_pod(&root, &pod_uid).map_err(|e| format!("pod cgroup: {e}"))
+        this.cgroups
+            .remove_pod(&pod_uid)
+            .map_err(|e| format!("pod cgroup: {e}"))
     };
     let done = k
         .volumes

@@ -5,10 +5,10 @@ use super::spec;
 use super::state::Event as PodEvent;
 use super::worker::{Msg, Worker};
 use crate::kubelet::Kubelet;
+use crate::labels;
 use crate::node::admission;
 use crate::volumes::tear_down;
 use crate::volumes::work::{self, Lane};
-use crate::{cgroups, labels};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use skiff_client::Event;
 use skiff_client::recorder::EventType;
@@ -54,11 +54,26 @@ pub async fn run(k: Arc<Kubelet>, mut events: mpsc::UnboundedReceiver<Event<Pod>
             }
             Some(Event::Deleted(pod)) => gone(&k, &pod),
             Some(Event::Synced) => {
+                // A manager in the place of one that panicked did not hear of pods that went.
+                for pod in known(&k) {
+                    let now = k.pods.get(spec::namespace(&pod), spec::name(&pod));
+                    if now.is_none_or(|n| n.metadata.uid != pod.metadata.uid) {
+                        gone(&k, &pod);
+                    }
+                }
                 clean_orphans(&k, &had);
                 had.clear();
             }
         }
     }
+}
+
+fn known(k: &Kubelet) -> Vec<Arc<Pod>> {
+    let workers = k.workers.lock();
+    workers
+        .values()
+        .map(|h| h.published.lock().pod.clone())
+        .collect()
 }
 
 fn gone(k: &Arc<Kubelet>, pod: &Pod) {
@@ -83,17 +98,69 @@ fn applied(k: &Arc<Kubelet>, pod: Arc<Pod>, had: &HashSet<String>) {
     } else {
         admit(k, &pod)
     };
-    let (worker, handle) = Worker::new(k.clone(), pod.clone(), !had.contains(&uid));
+    if let Some((reason, message)) = &refused {
+        k.note(&pod, EventType::Warning, reason, message);
+    }
+    start(k, pod, !had.contains(&uid), refused);
+}
+
+/// Runs a pod's worker. One that panics is made anew out of what the API and the runtime have; the pod's containers go on
+/// meanwhile.
+pub(crate) fn start(
+    k: &Arc<Kubelet>,
+    pod: Arc<Pod>,
+    fresh: bool,
+    refused: Option<(String, String)>,
+) {
+    let mut first = Some(enter(k, &pod, fresh, &refused));
+    let key = format!("{}/{}", spec::namespace(&pod), spec::name(&pod));
+    let kubelet = k.clone();
+    k.supervisor().spawn_transient("kubelet/pod", key, move || {
+        let worker = first
+            .take()
+            .unwrap_or_else(|| again(&kubelet, &pod, &refused));
+        async move {
+            worker.run().await;
+            Ok::<_, std::convert::Infallible>(())
+        }
+    });
+}
+
+/// Makes a worker, and lets it be found.
+fn enter(
+    k: &Arc<Kubelet>,
+    pod: &Arc<Pod>,
+    fresh: bool,
+    refused: &Option<(String, String)>,
+) -> Worker {
+    let (worker, handle) = Worker::new(k.clone(), pod.clone(), fresh);
     if let Some((reason, message)) = refused {
-        k.note(&pod, EventType::Warning, &reason, &message);
         handle.send(Msg::Event(PodEvent::Evict {
-            reason,
+            reason: reason.clone(),
             message: format!("Pod was rejected: {message}"),
             grace: None,
+            disruption: false,
         }));
     }
-    k.workers.lock().insert(uid, handle);
-    tokio::spawn(worker.run());
+    k.workers.lock().insert(spec::uid(pod).to_string(), handle);
+    worker
+}
+
+/// A worker in the place of one that panicked. What the other did not hear of is told: the pod as it is now.
+fn again(k: &Arc<Kubelet>, pod: &Arc<Pod>, refused: &Option<(String, String)>) -> Worker {
+    let worker = enter(k, pod, false, refused);
+    if k.pods.is_synced() {
+        match k.pods.get(spec::namespace(pod), spec::name(pod)) {
+            Some(now) if now.metadata.uid == pod.metadata.uid => {
+                let handle = k.workers.lock().get(spec::uid(pod)).cloned();
+                if let Some(h) = handle {
+                    h.send(Msg::Event(PodEvent::Pod(now)));
+                }
+            }
+            _ => gone(k, pod),
+        }
+    }
+    worker
 }
 
 fn admit(k: &Arc<Kubelet>, pod: &Pod) -> Option<(String, String)> {
@@ -175,16 +242,12 @@ async fn end_orphan(k: &Arc<Kubelet>, uid: &str) -> Result<(), String> {
             .await
             .map_err(|e| e.to_string())?;
     }
-    let (dir, root, uid) = (
-        k.config.pod_dir(uid),
-        k.config.cgroup_root.clone(),
-        uid.to_string(),
-    );
+    let (dir, this, uid) = (k.config.pod_dir(uid), k.clone(), uid.to_string());
     let logs = k.config.pod_logs_dir.clone();
     let pod_uid = uid.clone();
     let job = move |_: &work::Closed| {
         tear_down::remove(&dir)?;
-        cgroups::remove_pod(&root, &pod_uid).map_err(|e| e.to_string())?;
+        this.cgroups.remove_pod(&pod_uid).map_err(|e| e.to_string())?;
         remove_logs(&logs, |u| u == pod_uid);
         Ok(())
     };
@@ -215,7 +278,7 @@ fn remove_orphaned_dirs(k: &Arc<Kubelet>, known: &HashSet<String>, had: &HashSet
                 tracing::warn!(uid, error = %e, "directory of a pod that is gone could not be removed");
             }
             work.forget(&uid);
-            let _ = cgroups::remove_pod(&k.config.cgroup_root, &uid);
+            let _ = k.cgroups.remove_pod(&uid);
         });
     }
     remove_logs(&k.config.pod_logs_dir, unclaimed);

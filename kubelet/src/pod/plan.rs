@@ -629,6 +629,18 @@ fn clean_up(s: &mut PodState, now: Timestamp, out: &mut Vec<Command>) {
 
 fn finish(s: &mut PodState, now: Timestamp, out: &mut Vec<Command>) {
     if !s.deleting() {
+        if s.reclaim {
+            let dead: Vec<String> = s
+                .view
+                .iter()
+                .flat_map(|v| v.containers.iter().map(|c| c.id.clone()))
+                .filter(|id| !s.removing.contains(id))
+                .collect();
+            for id in dead {
+                s.removing.insert(id.clone());
+                out.push(Command::RemoveContainer(id));
+            }
+        }
         return;
     }
     // The containers' logs go with the pod; the sandbox's removal takes its containers along.

@@ -56,6 +56,8 @@ pub struct PodState {
     pub clean_up: Op,
     /// DeletePod was commanded.
     pub delete_sent: bool,
+    /// Once it has ended, its dead containers are not worth their space.
+    pub reclaim: bool,
     /// When the kubelet first saw the pod.
     pub start_time: Timestamp,
     /// Next time at which something is to be done.
@@ -67,6 +69,10 @@ pub struct PodState {
     /// Last IPs of the pod, kept in the status when the sandbox is gone.
     pub last_ips: Vec<String>,
 }
+
+/// Annotation of a pod that makes the state machine of a test build panic.
+#[cfg(test)]
+pub const POISON: &str = "test/poison";
 
 impl PodState {
     /// A pod that has just been seen.
@@ -102,6 +108,7 @@ impl PodState {
             status: None,
             clean_up: Op::default(),
             delete_sent: false,
+            reclaim: false,
             start_time,
             wake_at: None,
             host_ips,
@@ -117,6 +124,17 @@ impl PodState {
         events: impl IntoIterator<Item = Event>,
         now: Timestamp,
     ) -> Vec<Command> {
+        #[cfg(test)]
+        if self
+            .pod
+            .metadata
+            .annotations
+            .iter()
+            .flatten()
+            .any(|(k, _)| k == POISON)
+        {
+            panic!("the pod is poison");
+        }
         let mut commands = Vec::new();
         for event in events {
             self.apply(event, now, &mut commands);
@@ -327,11 +345,16 @@ impl PodState {
                 reason,
                 message,
                 grace,
+                disruption,
             } => {
                 if self.end.is_none() {
                     self.begin_end(Some((reason, message)), grace, now);
+                    if let Some(end) = &mut self.end {
+                        end.disruption = disruption;
+                    }
                 }
             }
+            Event::Reclaim => self.reclaim = true,
             Event::Resized(name, result) => self.resized(&name, result, now),
             Event::CleanedUp(Ok(())) => self.clean_up.succeed(None),
             Event::CleanedUp(Err(message)) => {

@@ -591,6 +591,21 @@ fn conditions(
         None,
     );
 
+    if let Some((_, message)) = s
+        .end
+        .as_ref()
+        .filter(|e| e.disruption)
+        .and_then(|e| e.failed.as_ref())
+    {
+        let message = Some(message.clone());
+        put(
+            "DisruptionTarget",
+            true,
+            Some("TerminationByKubelet"),
+            message,
+        );
+    }
+
     let uninitialized: Vec<&str> = spec::init_containers(pod)
         .iter()
         .zip(init)

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use skiff_supervise::Supervisor;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -25,6 +26,7 @@ struct State {
 /// The status of one pod on its way to the API.
 pub struct StatusWriter {
     client: kube::Client,
+    supervisor: Supervisor,
     pod: Arc<Pod>,
     state: Mutex<State>,
     hurry: Notify,
@@ -35,13 +37,14 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 impl StatusWriter {
     /// Of a pod whose status in the API is the given one.
-    pub fn new(client: kube::Client, pod: Arc<Pod>) -> Arc<Self> {
+    pub fn new(client: kube::Client, supervisor: Supervisor, pod: Arc<Pod>) -> Arc<Self> {
         let written = pod
             .status
             .as_ref()
             .and_then(|s| serde_json::to_value(s).ok());
         Arc::new(Self {
             client,
+            supervisor,
             pod,
             state: Mutex::new(State {
                 written,
@@ -103,7 +106,15 @@ impl StatusWriter {
         s.running = true;
         drop(s);
         let this = self.clone();
-        tokio::spawn(async move { this.run().await });
+        let key = format!("{}/{}", spec::namespace(&self.pod), spec::name(&self.pod));
+        self.supervisor
+            .spawn_transient("kubelet/pod-status", key, move || {
+                let this = this.clone();
+                async move {
+                    this.run().await;
+                    Ok::<_, std::convert::Infallible>(())
+                }
+            });
     }
 
     async fn run(&self) {

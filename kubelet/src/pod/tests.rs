@@ -647,6 +647,7 @@ fn a_deadline_and_an_eviction_fail_the_pod() {
         reason: "OutOfcpu".into(),
         message: "no".into(),
         grace: None,
+        disruption: true,
     }]);
     m.begin();
     assert_eq!(m.took(), "clean up");
@@ -834,7 +835,7 @@ proptest::proptest! {
                 Happening::Break(yes) => m.broken = if yes { vec![("b".into(), pull_error())] } else { vec![] },
                 Happening::Delete(grace) => m.delete(grace),
                 Happening::Evict => {
-                    m.happen(vec![Event::Evict { reason: "Evicted".into(), message: String::new(), grace: Some(1) }]);
+                    m.happen(vec![Event::Evict { reason: "Evicted".into(), message: String::new(), grace: Some(1), disruption: true }]);
                 }
                 Happening::Gone => m.happen(vec![Event::Gone]),
                 Happening::Look => {

@@ -83,7 +83,11 @@ pub enum Event {
         message: String,
         /// Seconds; None for the pod's own.
         grace: Option<i64>,
+        /// The node is short, and it is not the pod's own doing (the condition DisruptionTarget).
+        disruption: bool,
     },
+    /// The disk is full: what is left of a pod that has ended is given up.
+    Reclaim,
     /// The resources of a running container were changed to these, or why not.
     Resized(String, Result<Box<ResourceRequirements>, ResizePending>),
     /// Volumes and cgroups are gone, or why not.
@@ -222,6 +226,8 @@ pub struct End {
     pub failed: Option<(String, String)>,
     /// Seconds, when not the pod's own.
     pub grace: Option<i64>,
+    /// The node ended it, being short.
+    pub disruption: bool,
 }
 
 /// Where the pod stands.

@@ -3,7 +3,7 @@
 
 use super::actions::{Start, clean_up, kill, look, make_sandbox, mount_volumes, resize, target_of};
 use super::spec;
-use super::state::{Command, Event, PodState, Stage};
+use super::state::{Command, Event, PodState, ResizePending, Stage, StartError};
 use super::status_manager::StatusWriter;
 use super::view::{RuntimeView, time};
 use crate::kubelet::Kubelet;
@@ -11,10 +11,13 @@ use crate::logs;
 use crate::prober::Probers;
 use crate::volumes::tear_down;
 use crate::volumes::work::{self, Lane};
+use futures::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use parking_lot::Mutex;
 use skiff_client::recorder::EventType;
+use skiff_supervise::panic_text;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -101,7 +104,7 @@ impl Worker {
             Timestamp::now(),
         );
         let worker = Self {
-            status: StatusWriter::new(kubelet.client.clone(), pod),
+            status: StatusWriter::new(kubelet.client.clone(), kubelet.supervisor().clone(), pod),
             kubelet,
             state,
             tx,
@@ -194,12 +197,30 @@ impl Worker {
             .retain(|_, h| !Arc::ptr_eq(&h.published, &self.published));
     }
 
-    /// Spawns something that ends with an event.
-    fn spawn(&self, future: impl Future<Output = Event> + Send + 'static) {
+    /// Carries something out that ends with an event; if it panics, with the event that says it failed, so that it is
+    /// tried again as any other failure is. `look`: what the runtime has changed by it.
+    fn spawn(
+        &self,
+        look: bool,
+        failed: impl FnOnce(String) -> Event + Send + 'static,
+        future: impl Future<Output = Event> + Send + 'static,
+    ) {
         let tx = self.tx.clone();
+        let pod = spec::name(&self.state.pod).to_string();
         tokio::spawn(async move {
-            let event = future.await;
-            let _ = tx.send(Msg::Done(event));
+            let event = match AssertUnwindSafe(future).catch_unwind().await {
+                Ok(event) => event,
+                Err(panic) => {
+                    let text = panic_text(panic.as_ref());
+                    tracing::error!(pod, "a command of the pod panicked: {text}");
+                    failed(format!("internal error: {text}"))
+                }
+            };
+            let _ = tx.send(if look {
+                Msg::Done(event)
+            } else {
+                Msg::Event(event)
+            });
         });
     }
 
@@ -216,27 +237,29 @@ impl Worker {
         match command {
             Command::MountVolumes => {
                 let ips = self.state.last_ips.clone();
-                let tx = self.tx.clone();
-                tokio::spawn(async move {
-                    let result = mount_volumes(&k, &pod, &ips).await;
-                    let _ = tx.send(Msg::Event(Event::Volumes(result)));
+                self.spawn(false, |e| Event::Volumes(Err(e)), async move {
+                    Event::Volumes(mount_volumes(&k, &pod, &ips).await)
                 });
             }
             Command::MakeSandbox { attempt } => {
-                self.spawn(async move { Event::SandboxMade(make_sandbox(&k, &pod, attempt).await) })
+                self.spawn(true, |e| Event::SandboxMade(Err(e)), async move {
+                    Event::SandboxMade(make_sandbox(&k, &pod, attempt).await)
+                })
             }
-            Command::StopSandbox(id) => self.spawn(async move {
-                let result = k.cri.stop_pod_sandbox(&id).await.map_err(|e| e.to_string());
-                Event::SandboxDone(id, result)
-            }),
-            Command::RemoveSandbox(id) => self.spawn(async move {
-                let result = k
-                    .cri
-                    .remove_pod_sandbox(&id)
-                    .await
-                    .map_err(|e| e.to_string());
-                Event::SandboxDone(id, result)
-            }),
+            Command::StopSandbox(id) => {
+                let of = id.clone();
+                self.spawn(true, |e| Event::SandboxDone(of, Err(e)), async move {
+                    let result = k.cri.stop_pod_sandbox(&id).await;
+                    Event::SandboxDone(id, result.map_err(|e| e.to_string()))
+                })
+            }
+            Command::RemoveSandbox(id) => {
+                let of = id.clone();
+                self.spawn(true, |e| Event::SandboxDone(of, Err(e)), async move {
+                    let result = k.cri.remove_pod_sandbox(&id).await;
+                    Event::SandboxDone(id, result.map_err(|e| e.to_string()))
+                })
+            }
             Command::Start {
                 name,
                 attempt,
@@ -259,7 +282,16 @@ impl Worker {
                     sandbox_attempt,
                     ips: self.state.last_ips.clone(),
                 };
-                self.spawn(async move {
+                let of = name.clone();
+                let failed = |message| {
+                    let error = StartError {
+                        reason: "CreateContainerError".into(),
+                        message,
+                        image: None,
+                    };
+                    Event::Started(of, Some(Err(error)))
+                };
+                self.spawn(true, failed, async move {
                     let result = job.run(&k, &cancel).await;
                     Event::Started(name, result)
                 });
@@ -277,15 +309,26 @@ impl Worker {
                 message,
             } => {
                 let ip = self.state.last_ips.first().cloned().unwrap_or_default();
-                self.spawn(async move {
+                let of = id.clone();
+                self.spawn(true, |e| Event::Killed(of, Err(e)), async move {
                     let result = kill(&k, &pod, &id, &name, grace, pre_stop, &message, &ip).await;
                     Event::Killed(id, result)
                 });
             }
-            Command::Resize { id, name, restart } => self.spawn(async move {
-                let result = resize(&k, &pod, &id, &name, restart).await;
-                Event::Resized(name, result)
-            }),
+            Command::Resize { id, name, restart } => {
+                let of = name.clone();
+                let failed = |message| {
+                    let pending = ResizePending {
+                        reason: "Error".into(),
+                        message,
+                    };
+                    Event::Resized(of, Err(pending))
+                };
+                self.spawn(true, failed, async move {
+                    let result = resize(&k, &pod, &id, &name, restart).await;
+                    Event::Resized(name, result)
+                })
+            }
             Command::RemoveContainer(id) => {
                 let log = self
                     .state
@@ -327,10 +370,8 @@ impl Worker {
             Command::WriteStatus(status) => self.status.write(&status, !self.state.under_way()),
             Command::CleanUp => {
                 let all = self.state.deleting();
-                let tx = self.tx.clone();
-                tokio::spawn(async move {
-                    let result = clean_up(&k, &pod, all).await;
-                    let _ = tx.send(Msg::Event(Event::CleanedUp(result)));
+                self.spawn(false, |e| Event::CleanedUp(Err(e)), async move {
+                    Event::CleanedUp(clean_up(&k, &pod, all).await)
                 });
             }
             Command::DeletePod => self.status.delete(),

@@ -14,20 +14,12 @@ use skiff_client::recorder::EventType;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The probes of one pod that run now.
 #[derive(Default)]
 pub struct Probers {
-    running: HashMap<ProbeKey, JoinHandle<()>>,
-}
-
-impl Drop for Probers {
-    fn drop(&mut self) {
-        for task in self.running.values() {
-            task.abort();
-        }
-    }
+    running: HashMap<ProbeKey, DropGuard>,
 }
 
 impl Probers {
@@ -41,13 +33,7 @@ impl Probers {
         started_at: impl Fn(&str) -> Timestamp,
         tx: &Sender,
     ) {
-        self.running.retain(|key, task| {
-            let keep = wanted.contains(key);
-            if !keep {
-                task.abort();
-            }
-            keep
-        });
+        self.running.retain(|key, _| wanted.contains(key));
         for key in wanted {
             if self.running.contains_key(key) {
                 continue;
@@ -67,7 +53,27 @@ impl Probers {
                 started_at: started_at(&key.id),
                 tx: tx.clone(),
             };
-            self.running.insert(key.clone(), tokio::spawn(job.run()));
+            let stop = CancellationToken::new();
+            self.running.insert(key.clone(), stop.clone().drop_guard());
+            let name = format!(
+                "{}/{} {} {}",
+                spec::namespace(pod),
+                spec::name(pod),
+                key.container,
+                key.kind.as_str()
+            );
+            kubelet
+                .supervisor()
+                .spawn_transient("kubelet/probe", name, move || {
+                    let (job, stop) = (job.clone(), stop.clone());
+                    async move {
+                        tokio::select! {
+                            () = stop.cancelled() => {}
+                            () = job.run() => {}
+                        }
+                        Ok::<_, std::convert::Infallible>(())
+                    }
+                });
         }
     }
 }
@@ -80,6 +86,7 @@ fn probe_of(c: &Container, kind: ProbeKind) -> Option<Probe> {
     }
 }
 
+#[derive(Clone)]
 struct Job {
     kubelet: Arc<Kubelet>,
     pod: Arc<Pod>,

@@ -26,6 +26,7 @@ fn a_pod_that_is_evicted_while_it_initializes_leaves_its_containers_waiting() {
         reason: "Evicted".into(),
         message: "low".into(),
         grace: Some(1),
+        disruption: true,
     }]);
     assert!(
         m.status().starts_with("Failed") && m.status().ends_with("a=PodInitializing/0"),
@@ -50,4 +51,43 @@ fn a_container_that_may_have_run_counts_as_failed_when_nothing_is_known_of_it() 
     m.begin();
     m.delete(1);
     assert!(m.status().contains("a=exit 137/0"), "{}", m.status());
+}
+
+#[test]
+fn an_eviction_for_the_nodes_sake_is_told_as_a_disruption() {
+    let evicted = |disruption| {
+        let mut m = model(serde_json::json!({"containers": [{"name": "a"}]}));
+        m.begin();
+        m.happen(vec![Event::Evict {
+            reason: "Evicted".into(),
+            message: "The node was low on resource: memory. ".into(),
+            grace: Some(1),
+            disruption,
+        }]);
+        let conditions = m.state.status.clone().unwrap().conditions.unwrap();
+        conditions
+            .into_iter()
+            .find(|c| c.type_ == "DisruptionTarget")
+            .map(|c| (c.status, c.reason.unwrap(), c.message.unwrap()))
+    };
+    assert_eq!(
+        evicted(true),
+        Some((
+            "True".into(),
+            "TerminationByKubelet".into(),
+            "The node was low on resource: memory. ".into()
+        ))
+    );
+    assert_eq!(evicted(false), None, "its own limits are its own doing");
+}
+
+#[test]
+fn a_full_disk_takes_the_dead_containers_of_an_ended_pod_but_not_its_status() {
+    let mut m = model(serde_json::json!({"containers": [{"name": "a"}], "restartPolicy": "Never"}));
+    m.begin();
+    m.happen(vec![Event::Reclaim]);
+    m.exits("a-0", 3);
+    assert!(m.took().ends_with("clean up; remove a-0"));
+    assert!(m.view.containers.is_empty());
+    assert_eq!(m.status(), "Failed [Initialized] a=exit 3/0");
 }
