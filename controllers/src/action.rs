@@ -146,6 +146,17 @@ pub enum Action {
         /// The patch; put `metadata.resourceVersion` or `uid` into it to make it conditional.
         patch: Value,
     },
+    /// A patch that gives an object an owner, if that owner, asked for now, is there and is not being deleted.
+    Adopt {
+        /// The owner's kind.
+        owner_kind: Kind,
+        /// The owner's name; its namespace is the object's.
+        owner: String,
+        /// Only this one.
+        owner_uid: String,
+        /// [`Action::Patch`].
+        patch: Box<Action>,
+    },
     /// Replace an object (its resourceVersion makes it conditional).
     Replace {
         /// Of which kind.
@@ -165,6 +176,8 @@ pub enum Action {
         name: String,
         /// Only this one.
         uid: String,
+        /// Only in this version, so that nothing is deleted for what it was; empty: in any.
+        version: String,
         /// None: the kind's default.
         grace_seconds: Option<i64>,
     },
@@ -179,6 +192,36 @@ pub enum Action {
     },
     /// Reconcile again after this time.
     After(Duration),
+}
+
+impl Action {
+    /// Deletes an object, if it is still as the decision saw it. A conflict is an error, and the key comes back.
+    pub fn delete(kind: Kind, meta: &ObjectMeta) -> Self {
+        Action::Delete {
+            kind,
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            version: meta.resource_version.clone().unwrap_or_default(),
+            grace_seconds: None,
+        }
+    }
+
+    /// Deletes an object whatever it has become: when others decide (its node is gone, its job is over), or after a
+    /// change of our own.
+    pub fn delete_any_version(kind: Kind, meta: &ObjectMeta, grace: Option<i64>) -> Self {
+        let mut action = Self::delete(kind, meta);
+        if let Action::Delete {
+            version,
+            grace_seconds,
+            ..
+        } = &mut action
+        {
+            version.clear();
+            *grace_seconds = grace;
+        }
+        action
+    }
 }
 
 /// How a kube error reads in an event.
@@ -282,12 +325,16 @@ pub async fn execute(client: &Client, action: &Action) -> Result<Option<Answer>,
             namespace,
             name,
             uid,
+            version,
             grace_seconds,
         } => {
             let mut options = json!({"kind": "DeleteOptions", "apiVersion": "v1",
                 "propagationPolicy": "Background"});
             if !uid.is_empty() {
                 options["preconditions"] = json!({"uid": uid});
+            }
+            if !version.is_empty() {
+                options["preconditions"]["resourceVersion"] = version.as_str().into();
             }
             if let Some(g) = grace_seconds {
                 options["gracePeriodSeconds"] = (*g).into();
@@ -303,12 +350,46 @@ pub async fn execute(client: &Client, action: &Action) -> Result<Option<Answer>,
             .await;
             match skiff_client::not_found_is_none(sent) {
                 // Another object has the name now: the one that was meant is gone.
-                Err(e) if skiff_client::is_code(&e, 409) => Ok(None),
+                Err(e) if skiff_client::is_code(&e, 409) && version.is_empty() => Ok(None),
                 other => other,
             }
         }
+        Action::Adopt {
+            owner_kind,
+            owner,
+            owner_uid,
+            patch,
+        } => {
+            let Action::Patch { namespace, .. } = &**patch else {
+                return Ok(None);
+            };
+            let request = http::Request::get(owner_kind.path(namespace, owner))
+                .body(Vec::new())
+                .map_err(kube::Error::HttpError)?;
+            let found: Answer = client.request(request).await?;
+            may_adopt(&found.metadata, owner_uid)?;
+            Box::pin(execute(client, patch)).await
+        }
         Action::Event { .. } | Action::After(_) => Ok(None),
     }
+}
+
+/// Upstream's RecheckDeletionTimestamp: an owner that is going, or that is another by now, takes nothing.
+fn may_adopt(owner: &ObjectMeta, uid: &str) -> Result<(), kube::Error> {
+    let name = owner.name.as_deref().unwrap_or_default();
+    let why = if owner.uid.as_deref() != Some(uid) {
+        format!(
+            "{name} is another object by now: uid {}, not {uid}",
+            owner.uid.as_deref().unwrap_or_default()
+        )
+    } else if let Some(at) = &owner.deletion_timestamp {
+        format!("{name} has just been deleted at {}", at.0)
+    } else {
+        return Ok(());
+    };
+    Err(kube::Error::Api(Box::new(
+        kube::core::Status::failure(&why, "Conflict").with_code(409),
+    )))
 }
 
 /// Notes an action's event, if it is one.
@@ -325,5 +406,29 @@ pub fn note<K: kube::Resource<DynamicType = ()>>(recorder: &Recorder, about: &K,
             EventType::Normal
         };
         recorder.event(about, kind, reason, message.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_that_is_going_or_another_adopts_nothing() {
+        let owner = |v: Value| serde_json::from_value::<ObjectMeta>(v).expect("metadata");
+        assert!(may_adopt(&owner(json!({"name": "a", "uid": "1"})), "1").is_ok());
+        for (meta, said) in [
+            (json!({"name": "a", "uid": "2"}), "another object"),
+            (
+                json!({"name": "a", "uid": "1", "deletionTimestamp": "2026-01-01T00:00:00Z"}),
+                "has just been deleted",
+            ),
+        ] {
+            let e = may_adopt(&owner(meta), "1").expect_err("refused");
+            assert!(
+                skiff_client::is_code(&e, 409) && text(&e).contains(said),
+                "{e}"
+            );
+        }
     }
 }

@@ -112,13 +112,7 @@ pub struct Observed<'a> {
 }
 
 fn delete(job: &Job) -> Action {
-    Action::Delete {
-        kind: JOBS,
-        namespace: job.metadata.namespace.clone().unwrap_or_default(),
-        name: job.metadata.name.clone().unwrap_or_default(),
-        uid: job.metadata.uid.clone().unwrap_or_default(),
-        grace_seconds: None,
-    }
+    Action::delete(JOBS, &job.metadata)
 }
 
 fn reference(job: &Job) -> Value {
@@ -500,7 +494,7 @@ mod tests {
             Action::Event { reason, .. } => reason.to_string(),
             Action::Patch { .. } => "status".into(),
             Action::After(d) => format!("after {}", d.as_millis()),
-            Action::Replace { .. } => "replace".into(),
+            other => format!("{other:?}"),
         };
         let o = Observed { cron, jobs };
         reconcile(&o, t(now)).into_iter().map(text).collect()

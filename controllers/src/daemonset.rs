@@ -2,12 +2,12 @@
 //! names its node in a required node affinity.
 
 use crate::action::{Action, DAEMONSETS, PODS};
+use crate::claim;
 use crate::history::{self, REVISION};
 use crate::model::{
     controller_of, controller_ref, generated_name, is_available, is_ready, is_terminal,
     merge_difference, owner_key, phase, pod_from, until_available,
 };
-use crate::replicaset::release;
 use crate::shell::{Controller, Shell, unless_there};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetSpec};
@@ -164,13 +164,7 @@ fn new_pod(set: &DaemonSet, spec: &DaemonSetSpec, node: &str, hash: &str, random
 }
 
 fn remove(pod: &Pod) -> Action {
-    Action::Delete {
-        kind: PODS,
-        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-        name: pod.metadata.name.clone().unwrap_or_default(),
-        uid: pod.metadata.uid.clone().unwrap_or_default(),
-        grace_seconds: None,
-    }
+    Action::delete(PODS, &pod.metadata)
 }
 
 /// A number, or a share of `total` rounded up.
@@ -199,10 +193,17 @@ pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) 
         let matches = labels::matches(Some(&spec.selector), pod.metadata.labels.as_ref());
         match controller_of(&pod.metadata) {
             Some(owner) if owner.uid == uid && matches => mine.push(pod),
-            Some(owner) if owner.uid == uid && !deleting => actions.push(release(pod, uid)),
+            Some(owner) if owner.uid == uid && !deleting => {
+                actions.push(claim::release(PODS, &pod.metadata, uid, None))
+            }
             None if matches && !deleting && crate::model::is_active(pod) => {
-                let owner = controller_ref("apps/v1", "DaemonSet", &set.metadata);
-                actions.push(crate::replicaset::adopt(pod, owner));
+                actions.push(claim::adopt(
+                    PODS,
+                    &pod.metadata,
+                    DAEMONSETS,
+                    &set.metadata,
+                    None,
+                ));
                 mine.push(pod);
             }
             _ => {}

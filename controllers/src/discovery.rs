@@ -29,12 +29,38 @@ pub fn intern(text: &str) -> &'static str {
     s
 }
 
-/// Every resource with the verbs list, watch and delete, in the preferred version of its group.
+/// What the API serves, as far as it can be known.
+#[derive(Debug, Clone, Default)]
+pub struct Discovered {
+    /// Every resource with the verbs list, watch and delete, in the preferred version of its group.
+    pub kinds: Vec<Deletable>,
+    /// Groups that did not tell what they serve, and why: there may be more resources than `kinds`.
+    pub failed: Vec<String>,
+}
+
+impl Discovered {
+    /// Takes a newer answer. What a group that fails now served before, it is taken to serve still.
+    pub fn learn(&mut self, newer: Discovered) {
+        let fails = |d: &Deletable| {
+            let gv = format!("{}/{}: ", d.kind.group, d.kind.version);
+            newer.failed.iter().any(|f| f.starts_with(&gv))
+        };
+        let mut kinds = newer.kinds.clone();
+        kinds.extend(self.kinds.iter().filter(|d| fails(d)));
+        *self = Discovered {
+            kinds,
+            failed: newer.failed,
+        };
+    }
+}
+
+/// Asks what the API serves.
 ///
 /// # Errors
-/// The API did not answer. A group that fails by itself is left out.
-pub async fn deletable(client: &Client) -> Result<Vec<Deletable>, kube::Error> {
+/// The API did not answer. A group that fails by itself is in the answer.
+pub async fn discover(client: &Client) -> Result<Discovered, kube::Error> {
     let mut lists = vec![client.list_core_api_resources("v1").await?];
+    let mut failed = Vec::new();
     for group in client.list_api_groups().await?.groups {
         let version = group.preferred_version.as_ref().or(group.versions.first());
         let Some(gv) = version.map(|v| v.group_version.clone()) else {
@@ -43,11 +69,12 @@ pub async fn deletable(client: &Client) -> Result<Vec<Deletable>, kube::Error> {
         match client.list_api_group_resources(&gv).await {
             Ok(l) => lists.push(l),
             Err(e) => {
-                tracing::warn!(group_version = %gv, error = %e, "discovery of a group failed")
+                tracing::warn!(group_version = %gv, error = %e, "discovery of a group failed");
+                failed.push(format!("{gv}: {}", crate::action::text(&e)));
             }
         }
     }
-    let mut out = Vec::new();
+    let mut kinds = Vec::new();
     for list in lists {
         let (group, version) = list
             .group_version
@@ -58,7 +85,7 @@ pub async fn deletable(client: &Client) -> Result<Vec<Deletable>, kube::Error> {
             if r.name.contains('/') || !has("list") || !has("watch") || !has("delete") {
                 continue;
             }
-            out.push(Deletable {
+            kinds.push(Deletable {
                 kind: Kind {
                     group: intern(group),
                     version: intern(version),
@@ -70,5 +97,5 @@ pub async fn deletable(client: &Client) -> Result<Vec<Deletable>, kube::Error> {
             });
         }
     }
-    Ok(out)
+    Ok(Discovered { kinds, failed })
 }

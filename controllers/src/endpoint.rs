@@ -154,13 +154,7 @@ pub fn start(shell: &Shell) {
                 }) else {
                     return Ok(());
                 };
-                let delete = Action::Delete {
-                    kind: ENDPOINTS,
-                    namespace: key.namespace.clone(),
-                    name: key.name.clone(),
-                    uid: e.metadata.uid.clone().unwrap_or_default(),
-                    grace_seconds: None,
-                };
+                let delete = Action::delete(ENDPOINTS, &e.metadata);
                 return crate::action::execute(shell.client(), &delete)
                     .await
                     .map(|_| ());

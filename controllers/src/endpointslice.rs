@@ -314,13 +314,7 @@ pub fn reconcile(o: &Observed) -> Vec<Action> {
     for s in mine {
         let n = s.metadata.name.clone().unwrap_or_default();
         if !kept.contains(&n) {
-            actions.push(Action::Delete {
-                kind: ENDPOINTSLICES,
-                namespace: namespace.clone(),
-                name: n,
-                uid: s.metadata.uid.clone().unwrap_or_default(),
-                grace_seconds: None,
-            });
+            actions.push(Action::delete(ENDPOINTSLICES, &s.metadata));
         }
     }
     actions

@@ -120,13 +120,7 @@ pub fn truncate(
         .filter(|r| !used.contains(r.metadata.name.as_deref().unwrap_or_default()))
         .collect();
     let n = spare.len().saturating_sub(limit);
-    let delete = |r: &&ControllerRevision| Action::Delete {
-        kind: CONTROLLERREVISIONS,
-        namespace: r.metadata.namespace.clone().unwrap_or_default(),
-        name: r.metadata.name.clone().unwrap_or_default(),
-        uid: r.metadata.uid.clone().unwrap_or_default(),
-        grace_seconds: None,
-    };
+    let delete = |r: &&ControllerRevision| Action::delete(CONTROLLERREVISIONS, &r.metadata);
     spare.into_iter().take(n).map(delete).collect()
 }
 

@@ -3,6 +3,7 @@
 //! the API. Controllers never see the store and meet only through the API.
 
 pub mod action;
+pub mod claim;
 pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;

@@ -1,14 +1,16 @@
 //! Namespace controller: empties a namespace that is being deleted, then lets it go (pkg/controller/namespace).
 
 use crate::action::{Action, NAMESPACES, execute};
-use crate::discovery::{Deletable, deletable};
+use crate::discovery::{Deletable, discover};
 use crate::model::set_condition;
 use crate::shell::{Controller, Shell};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_client::{Cache, ObjectKey};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What is left in a namespace.
@@ -20,66 +22,88 @@ pub struct Remaining {
     pub finalizers: BTreeMap<String, usize>,
     /// What could not be deleted or listed.
     pub errors: Vec<String>,
+    /// Groups that did not tell what they serve: there may be more.
+    pub undiscovered: Vec<String>,
 }
 
-/// The conditions that tell what is left (upstream's conditionUpdater texts' meaning).
+/// The conditions that tell what is left (upstream's namespaceConditionUpdater).
 pub fn conditions(before: &[Value], left: &Remaining, now: Timestamp) -> Vec<Value> {
     let mut all = before.to_vec();
-    let mut set = |name: &str, bad: bool, reasons: (&str, &str), message: String| {
-        let (status, reason) = if bad {
+    let mut set = |name: &str, bad: Option<String>, reasons: (&str, &str), good: &str| {
+        let (status, reason) = if bad.is_some() {
             ("True", reasons.0)
         } else {
             ("False", reasons.1)
         };
+        let message = bad.unwrap_or_else(|| good.into());
         set_condition(&mut all, name, status, reason, &message, now, false);
     };
-    let failed = !left.errors.is_empty();
+    let some = |yes: bool, text: &dyn Fn() -> String| yes.then(text);
+    set(
+        "NamespaceDeletionDiscoveryFailure",
+        some(!left.undiscovered.is_empty(), &|| {
+            format!(
+                "Discovery failed for some groups, {} failing: {}",
+                left.undiscovered.len(),
+                left.undiscovered.join(", ")
+            )
+        }),
+        ("DiscoveryFailed", "ResourcesDiscovered"),
+        "All resources successfully discovered",
+    );
+    set(
+        "NamespaceDeletionGroupVersionParsingFailure",
+        None,
+        ("GroupVersionParsingFailed", "ParsedGroupVersions"),
+        "All legacy kube types successfully parsed",
+    );
     set(
         "NamespaceDeletionContentFailure",
-        failed,
-        ("ContentDeletionFailed", "ContentDeleted"),
-        if failed {
+        some(!left.errors.is_empty(), &|| {
             format!(
-                "Some content could not be deleted: {}",
-                left.errors.join("; ")
+                "Failed to delete all resource types, {} remaining: {}",
+                left.errors.len(),
+                left.errors.join(", ")
             )
-        } else {
-            "Everything that could be deleted was deleted".into()
-        },
+        }),
+        ("ContentDeletionFailed", "ContentDeleted"),
+        "All content successfully deleted, may be waiting on finalization",
     );
-    let list = |m: &BTreeMap<String, usize>, unit: &str| {
+    let list = |m: &BTreeMap<String, usize>, verb: &str| {
         m.iter()
-            .map(|(k, n)| format!("{k} has {n} {unit}"))
+            .map(|(k, n)| format!("{k} {verb} {n} resource instances"))
             .collect::<Vec<_>>()
             .join(", ")
     };
     set(
         "NamespaceContentRemaining",
-        !left.objects.is_empty(),
-        ("SomeResourcesRemain", "ContentRemoved"),
-        if left.objects.is_empty() {
-            "Nothing is left".into()
-        } else {
+        some(!left.objects.is_empty(), &|| {
             format!(
-                "Some resources are left: {}",
-                list(&left.objects, "objects")
+                "Some resources are remaining: {}",
+                list(&left.objects, "has")
             )
-        },
+        }),
+        ("SomeResourcesRemain", "ContentRemoved"),
+        "All content successfully removed",
     );
     set(
         "NamespaceFinalizersRemaining",
-        !left.finalizers.is_empty(),
-        ("SomeFinalizersRemain", "ContentHasNoFinalizers"),
-        if left.finalizers.is_empty() {
-            "No finalizer is left".into()
-        } else {
+        some(!left.finalizers.is_empty(), &|| {
             format!(
-                "Some finalizers are left: {}",
-                list(&left.finalizers, "objects")
+                "Some content in the namespace has finalizers remaining: {}",
+                list(&left.finalizers, "in")
             )
-        },
+        }),
+        ("SomeFinalizersRemain", "ContentHasNoFinalizers"),
+        "All content-preserving finalizers finished",
     );
     all
+}
+
+/// How long until an emptying that did not come to its end is looked at again: 250 ms at first, twice as long each
+/// time, 8 s at the most (upstream's estimate of finalizers without a grace of their own).
+fn again(tries: u32) -> Duration {
+    Duration::from_millis(250 << tries.min(5))
 }
 
 /// Starts the controller.
@@ -96,26 +120,14 @@ pub fn start(shell: &Shell) {
     });
     // Pods take their grace to go: the last one's end is what is waited for.
     let (all, queue) = (namespaces.clone(), controller.queue.clone());
-    let mut events = pods.subscribe();
-    let stop = shell.stopped();
-    tokio::spawn(async move {
-        loop {
-            let event = tokio::select! {
-                () = stop.cancelled() => return,
-                e = events.recv() => e,
-            };
-            match event {
-                None => return,
-                Some(skiff_client::Event::Deleted(pod)) => {
-                    let name = pod.metadata.namespace.clone().unwrap_or_default();
-                    if all
-                        .get("", &name)
-                        .is_some_and(|n| n.metadata.deletion_timestamp.is_some())
-                    {
-                        queue.add(ObjectKey::new("", name));
-                    }
-                }
-                Some(_) => {}
+    shell.follow(&pods, move |event| {
+        if let skiff_client::Event::Deleted(pod) = event {
+            let name = pod.metadata.namespace.clone().unwrap_or_default();
+            if all
+                .get("", &name)
+                .is_some_and(|n| n.metadata.deletion_timestamp.is_some())
+            {
+                queue.add(ObjectKey::new("", name));
             }
         }
     });
@@ -124,9 +136,11 @@ pub fn start(shell: &Shell) {
         async move { namespaces.synced().await }
     };
     let (this, me) = (shell.clone(), controller.clone());
+    let tries: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
     shell.work("namespace", controller.queue.clone(), ready, move |key| {
         let (shell, me, namespaces) = (this.clone(), me.clone(), namespaces.clone());
-        async move { sync(&shell, &me, &namespaces, &key).await }
+        let tries = tries.clone();
+        async move { sync(&shell, &me, &namespaces, &tries, &key).await }
     });
 }
 
@@ -134,9 +148,11 @@ async fn sync(
     shell: &Shell,
     controller: &Controller,
     namespaces: &Cache<Namespace>,
+    tries: &Mutex<HashMap<String, u32>>,
     key: &ObjectKey,
 ) -> Result<(), kube::Error> {
     let Some(namespace) = namespaces.get("", &key.name) else {
+        tries.lock().remove(&key.name);
         return Ok(());
     };
     if namespace.metadata.deletion_timestamp.is_none() {
@@ -151,15 +167,26 @@ async fn sync(
     if !finalizers.iter().any(|f| f == "kubernetes") {
         return Ok(());
     }
-    let mut left = Remaining::default();
-    for d in deletable(shell.client())
-        .await?
+    let found = discover(shell.client()).await?;
+    let mut left = Remaining {
+        undiscovered: found.failed,
+        ..Remaining::default()
+    };
+    // Pods first: what protects or configures them stays until they are gone (upstream's OrderedNamespaceDeletion).
+    let (pods, rest): (Vec<_>, Vec<_>) = found
+        .kinds
         .iter()
         .filter(|d| d.namespaced)
-    {
+        .partition(|d| d.kind == crate::action::PODS);
+    for d in pods {
         empty(shell, d, &key.name, &mut left).await;
     }
     if left.objects.is_empty() && left.errors.is_empty() {
+        for d in rest {
+            empty(shell, d, &key.name, &mut left).await;
+        }
+    }
+    if left.objects.is_empty() && left.errors.is_empty() && left.undiscovered.is_empty() {
         let keep: Vec<&String> = finalizers.iter().filter(|f| *f != "kubernetes").collect();
         let mut object = json!(*namespace);
         object["apiVersion"] = "v1".into();
@@ -190,10 +217,10 @@ async fn sync(
         execute(shell.client(), &patch).await?;
     }
     // Finalizers and grace periods end without telling the namespace; pods do tell (above).
-    let tries = controller.queue.failures(key);
-    controller
-        .queue
-        .add_after(key.clone(), Duration::from_millis(250 << tries.min(6)));
+    let mut tries = tries.lock();
+    let n = tries.entry(key.name.clone()).or_default();
+    controller.queue.add_after(key.clone(), again(*n));
+    *n += 1;
     Ok(())
 }
 
@@ -244,6 +271,7 @@ async fn empty(shell: &Shell, d: &Deletable, namespace: &str, left: &mut Remaini
                         namespace: namespace.into(),
                         name: i.metadata.name.clone(),
                         uid: i.metadata.uid.clone(),
+                        version: String::new(),
                         grace_seconds: None,
                     };
                     execute(shell.client(), &action).await?;
@@ -274,6 +302,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_wait_grows_to_a_limit() {
+        assert_eq!(again(0).as_millis(), 250);
+        assert_eq!(again(99).as_secs(), 8);
+    }
+
+    #[test]
     fn conditions_tell_what_is_left_and_keep_their_times() {
         let now = Timestamp::UNIX_EPOCH;
         let left = Remaining {
@@ -281,11 +315,15 @@ mod tests {
             ..Remaining::default()
         };
         let first = conditions(&[], &left, now);
-        assert_eq!(first[1]["status"], "True");
+        assert_eq!(first.len(), 5);
+        assert_eq!(
+            first[3]["message"],
+            "Some resources are remaining: pods. has 2 resource instances"
+        );
         assert!(
-            first[1]["message"]
-                .as_str()
-                .is_some_and(|m| m.contains("pods. has 2 objects"))
+            first
+                .iter()
+                .all(|c| (c["status"] == "True") == (c == &first[3]))
         );
         assert_eq!(
             conditions(&first, &left, Timestamp::MAX),

@@ -285,13 +285,7 @@ pub fn start(shell: &Shell) {
                                 "TaintManagerEviction",
                                 format!("Marking for deletion Pod {}", ObjectKey::of(&*pod)),
                             );
-                            let delete = Action::Delete {
-                                kind: PODS,
-                                namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-                                name: pod.metadata.name.clone().unwrap_or_default(),
-                                uid: pod.metadata.uid.clone().unwrap_or_default(),
-                                grace_seconds: None,
-                            };
+                            let delete = Action::delete(PODS, &pod.metadata);
                             execute(shell.client(), &delete).await?;
                         }
                         Some(d) => soonest = Some(soonest.map_or(d, |s| s.min(d))),

@@ -1,7 +1,7 @@
 //! Pod garbage collector: pods of nodes that are gone, pods that were deleted before they had a node, and finished
 //! pods beyond a limit (pkg/controller/podgc).
 
-use crate::action::{Action, PODS, execute};
+use crate::action::{Action, NODES, PODS, execute};
 use crate::model::is_terminal;
 use crate::shell::{Controller, Shell};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -23,27 +23,28 @@ fn node_of(pod: &Pod) -> Option<&str> {
         .filter(|n| !n.is_empty())
 }
 
+/// Upstream marks what it deletes as failed first. Either write is refused when the pod has become another since it was
+/// looked at: one without a node may just have been bound.
 fn delete(pod: &Pod) -> Vec<Action> {
-    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-    let name = pod.metadata.name.clone().unwrap_or_default();
-    let mut actions = Vec::new();
-    if !is_terminal(pod) {
-        actions.push(Action::Patch {
-            kind: PODS,
-            namespace: namespace.clone(),
-            name: name.clone(),
-            subresource: "status",
-            patch: json!({"metadata": {"uid": pod.metadata.uid}, "status": {"phase": "Failed"}}),
-        });
+    let meta = &pod.metadata;
+    if is_terminal(pod) {
+        let mut gone = Action::delete(PODS, meta);
+        if let Action::Delete { grace_seconds, .. } = &mut gone {
+            *grace_seconds = Some(0);
+        }
+        return vec![gone];
     }
-    actions.push(Action::Delete {
-        kind: PODS,
-        namespace,
-        name,
-        uid: pod.metadata.uid.clone().unwrap_or_default(),
-        grace_seconds: Some(0),
-    });
-    actions
+    vec![
+        Action::Patch {
+            kind: PODS,
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            subresource: "status",
+            patch: json!({"metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version},
+                "status": {"phase": "Failed"}}),
+        },
+        Action::delete_any_version(PODS, meta, Some(0)),
+    ]
 }
 
 /// What to do, given all pods, the nodes that are there and those that have been gone for long enough.
@@ -87,25 +88,10 @@ pub fn start(shell: &Shell) {
     let all = ObjectKey::new("", "");
     // What can make a pod garbage: its node goes, it is deleted without a node, it finishes.
     let key = all.clone();
-    let mut seen = nodes.subscribe();
     let queue = controller.queue.clone();
-    let stop = shell.stopped();
-    tokio::spawn(async move {
-        loop {
-            let event = tokio::select! {
-                () = stop.cancelled() => return,
-                e = seen.recv() => e,
-            };
-            match event {
-                None => return,
-                Some(skiff_client::Event::Deleted(_)) => {
-                    queue.add_after(key.clone(), QUARANTINE + Duration::from_secs(1));
-                }
-                Some(skiff_client::Event::Synced) => {
-                    queue.add_after(key.clone(), QUARANTINE + Duration::from_secs(1));
-                }
-                Some(_) => {}
-            }
+    shell.follow(&nodes, move |event| {
+        if !matches!(event, skiff_client::Event::Applied { .. }) {
+            queue.add_after(key.clone(), QUARANTINE + Duration::from_secs(1));
         }
     });
     let key = all.clone();
@@ -159,7 +145,22 @@ pub fn start(shell: &Shell) {
             if missing.len() > lost.len() {
                 me.queue.add_after(key.clone(), QUARANTINE);
             }
-            for action in reconcile(&pods, &names, &lost, TERMINATED_THRESHOLD) {
+            // A node that the cache lacks is asked for once more before its pods are given up (upstream's
+            // discoverDeletedNodes).
+            let mut gone_for_good = BTreeSet::new();
+            for name in lost {
+                let request = http::Request::get(NODES.path("", &name))
+                    .body(Vec::new())
+                    .map_err(kube::Error::HttpError)?;
+                let found = shell
+                    .client()
+                    .request::<crate::action::Answer>(request)
+                    .await;
+                if skiff_client::not_found_is_none(found)?.is_none() {
+                    gone_for_good.insert(name);
+                }
+            }
+            for action in reconcile(&pods, &names, &gone_for_good, TERMINATED_THRESHOLD) {
                 execute(shell.client(), &action).await?;
             }
             Ok(())

@@ -2,6 +2,7 @@
 //! and lets go of pods that no longer do.
 
 use crate::action::{Action, Kind, PODS, REPLICASETS};
+use crate::claim;
 use crate::model::{
     controller_of, controller_ref, deletion_order, generated_name, is_active, is_available,
     is_ready, is_uid, owner_key, pod_from, set_condition, until_available,
@@ -33,7 +34,6 @@ pub struct Observed<'a> {
 pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) -> Vec<Action> {
     let set = o.set;
     let meta = &set.metadata;
-    let owner_ref = || controller_ref(&o.kind.api_version(), o.kind.kind, meta);
     let Some(spec) = &set.spec else {
         return Vec::new();
     };
@@ -49,11 +49,11 @@ pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) 
                 if matches {
                     mine.push(pod);
                 } else if !deleting {
-                    actions.push(release(pod, uid));
+                    actions.push(claim::release(PODS, &pod.metadata, uid, None));
                 }
             }
             None if matches && !deleting && is_active(pod) => {
-                actions.push(adopt(pod, owner_ref()));
+                actions.push(claim::adopt(PODS, &pod.metadata, o.kind, meta, None));
                 mine.push(pod);
             }
             _ => {}
@@ -69,7 +69,11 @@ pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) 
                     &format!("{}-", meta.name.as_deref().unwrap_or_default()),
                     random(),
                 );
-                let object = pod_from(&template, &name, owner_ref());
+                let object = pod_from(
+                    &template,
+                    &name,
+                    controller_ref(&o.kind.api_version(), o.kind.kind, meta),
+                );
                 actions.push(Action::Create {
                     kind: PODS,
                     namespace: namespace.clone(),
@@ -80,13 +84,7 @@ pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) 
             let mut order = active.clone();
             order.sort_by(|a, b| deletion_order(a, b));
             for pod in order.into_iter().take((active.len() - wanted).min(BURST)) {
-                actions.push(Action::Delete {
-                    kind: PODS,
-                    namespace: namespace.clone(),
-                    name: pod.metadata.name.clone().unwrap_or_default(),
-                    uid: pod.metadata.uid.clone().unwrap_or_default(),
-                    grace_seconds: None,
-                });
+                actions.push(Action::delete(PODS, &pod.metadata));
             }
         }
     }
@@ -108,44 +106,6 @@ pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) 
         actions.push(Action::After(soonest));
     }
     actions
-}
-
-/// The action that gives an orphan an owner.
-pub fn adopt(pod: &Pod, owner: Value) -> Action {
-    let mut owners: Vec<Value> = pod
-        .metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .map(|o| json!(o))
-        .collect();
-    owners.push(owner);
-    Action::Patch {
-        kind: PODS,
-        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-        name: pod.metadata.name.clone().unwrap_or_default(),
-        subresource: "",
-        patch: json!({"metadata": {"uid": pod.metadata.uid, "ownerReferences": owners}}),
-    }
-}
-
-/// The action that takes an owner away from a pod.
-pub fn release(pod: &Pod, owner_uid: &str) -> Action {
-    let owners: Vec<Value> = pod
-        .metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .filter(|o| o.uid != owner_uid)
-        .map(|o| json!(o))
-        .collect();
-    Action::Patch {
-        kind: PODS,
-        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-        name: pod.metadata.name.clone().unwrap_or_default(),
-        subresource: "",
-        patch: json!({"metadata": {"uid": pod.metadata.uid, "ownerReferences": owners}}),
-    }
 }
 
 /// What becomes of the ReplicaFailure condition.
@@ -376,6 +336,10 @@ mod tests {
                 object["metadata"]["name"].as_str().unwrap_or("")
             ),
             Action::Delete { name, .. } => format!("delete {name}"),
+            Action::Adopt { patch, .. } => match *patch {
+                Action::Patch { name, .. } => format!("adopt {name}"),
+                other => format!("{other:?}"),
+            },
             Action::Patch {
                 name,
                 subresource,
@@ -455,7 +419,7 @@ mod tests {
         let stranger = pod("s", json!({"labels": {"app": "else"}}));
         assert_eq!(
             act(&set(1), &[orphan, stranger], true),
-            ["status 1", "patch o owners 1", "patch s owners 0"]
+            ["status 1", "adopt o", "patch s owners 0"]
         );
     }
 

@@ -3,7 +3,7 @@
 //! watch of metadata, that lives only as long as a quota of the namespace counts them, tells when to ask again.
 
 use crate::action::{Action, Kind, RESOURCEQUOTAS};
-use crate::discovery::deletable;
+use crate::discovery::discover;
 use crate::garbagecollector::feed::MANY;
 use crate::model::merge_difference;
 use crate::shell::{Controller, Shell};
@@ -382,8 +382,9 @@ async fn sync(this: &Arc<Quotas>, key: &ObjectKey) -> Result<(), kube::Error> {
     let sources = sources(&value);
     let mut counts = BTreeMap::new();
     if sources.iter().any(|s| matches!(s, Source::Count(..))) {
-        let kinds: BTreeMap<(String, String), Kind> = deletable(this.shell.client())
+        let kinds: BTreeMap<(String, String), Kind> = discover(this.shell.client())
             .await?
+            .kinds
             .into_iter()
             .filter(|d| d.namespaced)
             .map(|d| ((d.kind.group.into(), d.kind.plural.into()), d.kind))

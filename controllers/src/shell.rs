@@ -4,13 +4,16 @@
 use crate::Config;
 use crate::action::{Action, execute, note, text};
 use crate::model::controller_of;
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use parking_lot::Mutex;
 use skiff_client::cache::Kind;
 use skiff_client::{Cache, Event, Informers, ObjectKey, Queue, Recorder};
+use skiff_supervise::{Supervisor, panic_text};
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -50,15 +53,41 @@ impl Shell {
         Recorder::new(self.client().clone(), component, "")
     }
 
-    /// Puts the keys that `map` gives for each change into the queue.
+    /// Puts the keys that `map` gives for each change into the queue. An object that makes `map` panic is told and
+    /// passed over: the others still come.
     pub fn watch<K: Kind>(
         &self,
         cache: &Cache<K>,
         queue: &Queue<ObjectKey>,
         map: impl Fn(&K, Option<&K>) -> Vec<ObjectKey> + Send + 'static,
     ) {
-        let mut events = cache.subscribe();
         let queue = queue.clone();
+        let supervisor = self.informers.supervisor().clone();
+        self.follow(cache, move |event| {
+            let keys = |new: &K, old: Option<&K>| {
+                std::panic::catch_unwind(AssertUnwindSafe(|| map(new, old))).unwrap_or_else(|p| {
+                    supervisor.note(GROUP, &ObjectKey::of(new).to_string(), panic_text(&*p));
+                    Vec::new()
+                })
+            };
+            let keys = match &event {
+                Event::Synced => Vec::new(),
+                Event::Applied { new, old } => keys(new, old.as_deref()),
+                Event::Deleted(o) => keys(o, None),
+            };
+            for key in keys {
+                queue.add(key);
+            }
+        });
+    }
+
+    /// Calls `each` for what is in a cache and for every change after that, until the shell ends.
+    pub fn follow<K: Kind>(
+        &self,
+        cache: &Cache<K>,
+        mut each: impl FnMut(Event<K>) + Send + 'static,
+    ) {
+        let mut events = cache.subscribe();
         let stop = self.stop.clone();
         tokio::spawn(async move {
             loop {
@@ -66,55 +95,47 @@ impl Shell {
                     () = stop.cancelled() => return,
                     e = events.recv() => e,
                 };
-                let keys = match event {
+                match event {
                     None => return,
-                    Some(Event::Synced) => continue,
-                    Some(Event::Applied { new, old }) => map(&new, old.as_deref()),
-                    Some(Event::Deleted(o)) => map(&o, None),
-                };
-                for key in keys {
-                    queue.add(key);
+                    Some(e) => each(e),
                 }
             }
         });
     }
 
-    /// Runs workers that sync keys until the shell ends. `ready` comes first (caches have synced). A sync that fails
-    /// comes back with a growing delay.
+    /// Runs workers that sync keys until the shell ends. `ready` comes first (caches have synced). A sync that fails or
+    /// panics comes back with a growing delay.
     pub fn work<R, S, F>(&self, name: &'static str, queue: Queue<ObjectKey>, ready: R, sync: S)
     where
         R: Future<Output = ()> + Send + 'static,
         S: Fn(ObjectKey) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Result<(), kube::Error>> + Send,
     {
-        let stop = self.stop.clone();
         let workers = self.config.workers.max(1);
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = ready => {}
-            }
-            let mut running = tokio::task::JoinSet::new();
-            for _ in 0..workers {
-                let (queue, sync) = (queue.clone(), sync.clone());
-                running.spawn(async move {
-                    while let Some(key) = queue.get().await {
-                        match sync(key.clone()).await {
-                            Ok(()) => queue.forget(&key),
-                            Err(e) => {
-                                // Conflicts are the way of optimistic concurrency, not worth a word.
-                                tracing::debug!(controller = name, %key, error = %crate::action::text(&e), "sync failed; trying again");
-                                queue.add_rate_limited(key.clone());
-                            }
+        let supervisor = self.informers.supervisor().clone();
+        let ready = ready.shared();
+        self.informers
+            .supervisor()
+            .spawn_transient(GROUP, name, move || {
+                let mut running = tokio::task::JoinSet::new();
+                for _ in 0..workers {
+                    let (ready, queue, sync) = (ready.clone(), queue.clone(), sync.clone());
+                    let supervisor = supervisor.clone();
+                    running.spawn(async move {
+                        ready.await;
+                        while let Some(key) = queue.get().await {
+                            worked(&supervisor, name, &queue, &key, sync.clone()).await;
+                            queue.done(&key);
                         }
-                        queue.done(&key);
+                    });
+                }
+                async move {
+                    match running.join_next().await {
+                        Some(Err(e)) => Err(e.to_string()),
+                        _ => Err("a worker ended".to_string()),
                     }
-                });
-            }
-            stop.cancelled().await;
-            queue.shut_down();
-            while running.join_next().await.is_some() {}
-        });
+                }
+            });
     }
 
     /// Does actions in order, the creations in batches that double while they succeed (upstream's slowStartBatch), so
@@ -222,21 +243,55 @@ impl Shell {
     }
 }
 
-/// An object that is there already, or a namespace that is going away, is no failure of who wanted to make it.
+/// The name of all controllers' background work.
+const GROUP: &str = "controllers";
+
+async fn worked<S, F>(
+    supervisor: &Supervisor,
+    name: &'static str,
+    queue: &Queue<ObjectKey>,
+    key: &ObjectKey,
+    sync: S,
+) where
+    S: Fn(ObjectKey) -> F,
+    F: Future<Output = Result<(), kube::Error>>,
+{
+    // `sync` is called inside, so that a panic before its first await is caught too.
+    match skiff_supervise::caught(async { sync(key.clone()).await }).await {
+        Ok(Ok(())) => queue.forget(key),
+        Ok(Err(e)) => {
+            // Conflicts are the way of optimistic concurrency, not worth a word.
+            tracing::debug!(controller = name, %key, error = %text(&e), "sync failed; trying again");
+            queue.add_rate_limited(key.clone());
+        }
+        Err(panic) => {
+            supervisor.note(GROUP, &format!("{name} {key}"), &panic);
+            queue.add_rate_limited(key.clone());
+        }
+    }
+}
+
+/// An object that is there already, or a namespace that is going away or gone, is no failure of who wanted to make it.
+/// Everything else is: a quota or a missing right refuses with 403 too.
 ///
 /// # Errors
 /// Every other error.
 pub fn unless_there(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
     match result {
-        Err(e)
-            if [403, 404, 409]
-                .iter()
-                .any(|c| skiff_client::is_code(&e, *c)) =>
-        {
-            Ok(())
-        }
+        Err(kube::Error::Api(s)) if is_there(&s) || is_going(&s) => Ok(()),
         other => other,
     }
+}
+
+fn is_there(s: &kube::core::Status) -> bool {
+    s.code == 409 && s.reason == "AlreadyExists"
+}
+
+fn is_going(s: &kube::core::Status) -> bool {
+    s.details.as_ref().is_some_and(|d| {
+        s.code == 404 && d.kind == "namespaces"
+            || d.causes.iter().any(|c| c.reason == "NamespaceTerminating")
+    })
 }
 
 /// One running controller: its queue, its events and what it has asked for.
@@ -387,6 +442,31 @@ mod tests {
     use crate::action::PODS;
     use serde_json::json;
 
+    #[test]
+    fn only_what_is_there_or_going_is_no_failure() {
+        let refused = |code: u16, reason: &str, kind: &str, cause: &str| {
+            let status: kube::core::Status = serde_json::from_value(json!({
+                "status": "Failure", "code": code, "reason": reason, "message": "m",
+                "details": {"kind": kind, "causes": [{"reason": cause}]}}))
+            .expect("a status");
+            unless_there(Err(kube::Error::Api(Box::new(status)))).is_err()
+        };
+        assert!(!refused(409, "AlreadyExists", "persistentvolumeclaims", ""));
+        assert!(!refused(
+            403,
+            "Forbidden",
+            "configmaps",
+            "NamespaceTerminating"
+        ));
+        assert!(!refused(404, "NotFound", "namespaces", ""));
+        assert!(
+            refused(403, "Forbidden", "persistentvolumeclaims", ""),
+            "a quota"
+        );
+        assert!(refused(404, "NotFound", "persistentvolumeclaims", ""));
+        assert!(refused(409, "Conflict", "persistentvolumeclaims", ""));
+    }
+
     fn create(name: &str) -> Action {
         Action::Create {
             kind: PODS,
@@ -422,6 +502,7 @@ mod tests {
             namespace: "ns".into(),
             name: "a".into(),
             uid: "1".into(),
+            version: String::new(),
             grace_seconds: None,
         };
         p.expect(&key, &delete);

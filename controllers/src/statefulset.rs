@@ -2,12 +2,12 @@
 //! persistentVolumeClaimRetentionPolicy's whenScaled is not carried out yet.
 
 use crate::action::{Action, PERSISTENTVOLUMECLAIMS, PODS, STATEFULSETS};
+use crate::claim;
 use crate::history::{self, REVISION};
 use crate::model::{
     controller_of, controller_ref, is_available, is_ready, is_terminal, merge_difference,
     owner_key, phase, pod_from, until_available,
 };
-use crate::replicaset::release;
 use crate::shell::{Controller, Shell, unless_there};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec};
@@ -42,13 +42,7 @@ pub fn ordinal(set: &str, pod: &str) -> Option<i32> {
 }
 
 fn remove(pod: &Pod) -> Action {
-    Action::Delete {
-        kind: PODS,
-        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-        name: pod.metadata.name.clone().unwrap_or_default(),
-        uid: pod.metadata.uid.clone().unwrap_or_default(),
-        grace_seconds: None,
-    }
+    Action::delete(PODS, &pod.metadata)
 }
 
 fn revision_of(pod: &Pod) -> &str {
@@ -158,12 +152,20 @@ pub fn reconcile(o: &Observed, now: Timestamp) -> Vec<Action> {
             (Some(owner), Some(n)) if owner.uid == uid && matches => {
                 pods.insert(n, pod);
             }
-            (Some(owner), _) if owner.uid == uid && !deleting => p.actions.push(release(pod, uid)),
+            (Some(owner), _) if owner.uid == uid && !deleting => {
+                p.actions
+                    .push(claim::release(PODS, &pod.metadata, uid, None))
+            }
             (None, Some(n))
                 if matches && !deleting && pod.metadata.deletion_timestamp.is_none() =>
             {
-                let owner = controller_ref("apps/v1", "StatefulSet", &set.metadata);
-                p.actions.push(crate::replicaset::adopt(pod, owner));
+                p.actions.push(claim::adopt(
+                    PODS,
+                    &pod.metadata,
+                    STATEFULSETS,
+                    &set.metadata,
+                    None,
+                ));
                 pods.insert(n, pod);
             }
             _ => {}
@@ -453,7 +455,24 @@ async fn sync(
     let made = |a: &Action| matches!(a, Action::Create { kind, .. } if kind.plural != "pods");
     for a in actions.iter().filter(|a| made(a)) {
         let done = crate::action::execute(shell.client(), a).await;
-        unless_there(done.map(|_| ()))?;
+        if let Err(e) = unless_there(done.map(|_| ())) {
+            if let Action::Create { kind, object, .. } = a
+                && *kind == PERSISTENTVOLUMECLAIMS
+            {
+                let claim = object["metadata"]["name"].as_str().unwrap_or_default();
+                let told = Action::Event {
+                    warning: true,
+                    reason: "FailedCreate",
+                    message: format!(
+                        "create Claim {claim} in StatefulSet {} failed error: {}",
+                        key.name,
+                        crate::action::text(&e)
+                    ),
+                };
+                crate::action::note(&me.recorder, &*set, &told);
+            }
+            return Err(e);
+        }
     }
     actions.retain(|a| !made(a));
     shell.run_actions(me, key, &*set, actions).await

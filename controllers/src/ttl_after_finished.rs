@@ -30,13 +30,7 @@ pub fn reconcile(job: &Job, now: Timestamp) -> Vec<Action> {
     let left = end.as_second() + i64::from(ttl) - now.as_second();
     match u64::try_from(left) {
         Ok(left) if left > 0 => vec![Action::After(Duration::from_secs(left))],
-        _ => vec![Action::Delete {
-            kind: JOBS,
-            namespace: job.metadata.namespace.clone().unwrap_or_default(),
-            name: job.metadata.name.clone().unwrap_or_default(),
-            uid: job.metadata.uid.clone().unwrap_or_default(),
-            grace_seconds: None,
-        }],
+        _ => vec![Action::delete(JOBS, &job.metadata)],
     }
 }
 

@@ -171,6 +171,22 @@ impl Supervisor {
         started
     }
 
+    /// Tells of a panic that was caught where it happened ([`caught`]), so that the work around it goes on: it counts as
+    /// a restart and is shown for a while.
+    pub fn note(&self, group: &'static str, key: &str, fault: &str) {
+        tracing::error!(task = group, key, "a background task panicked: {fault}");
+        let id = self.enter(group, key.to_string());
+        self.faulty(id, group, fault.to_string());
+        let this = self.clone();
+        self.0.tasks.spawn(async move {
+            tokio::select! {
+                () = this.0.stop.cancelled() => {}
+                () = tokio::time::sleep(SETTLED) => {}
+            }
+            this.leave(id);
+        });
+    }
+
     /// Says that the process cannot go on, and stops everything. The first reason stands.
     pub fn fail(&self, why: impl Into<String>) {
         let why = why.into();
@@ -367,6 +383,17 @@ impl Supervisor {
             entry.fault = Some(fault);
         }
     }
+}
+
+/// Runs one piece of work of a loop that has to go on; its panic becomes an error.
+///
+/// # Errors
+/// What the panic said.
+pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    AssertUnwindSafe(work)
+        .catch_unwind()
+        .await
+        .map_err(|panic| panic_text(panic.as_ref()).to_string())
 }
 
 /// What a panic said.

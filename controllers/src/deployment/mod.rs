@@ -6,13 +6,13 @@ pub mod rolling;
 pub mod sets;
 pub mod status;
 
-use crate::action::{Action, REPLICASETS};
-use crate::model::{controller_of, controller_ref, is_terminal, is_uid, owner_key};
+use crate::action::{Action, DEPLOYMENTS, REPLICASETS};
+use crate::claim;
+use crate::model::{controller_of, is_terminal, is_uid, owner_key};
 use crate::shell::{Controller, Shell};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
-use serde_json::json;
 use skiff_client::{Cache, ObjectKey, labels};
 use std::sync::Arc;
 
@@ -56,12 +56,17 @@ pub fn reconcile(o: &Observed, now: Timestamp) -> Vec<Action> {
                 if matches {
                     mine.push(set);
                 } else if !deleting {
-                    actions.push(own(set, set_owners(set, uid, None)));
+                    actions.push(claim::release(REPLICASETS, &set.metadata, uid, None));
                 }
             }
             None if matches && !deleting && set.metadata.deletion_timestamp.is_none() => {
-                let me = controller_ref("apps/v1", "Deployment", &d.metadata);
-                actions.push(own(set, set_owners(set, uid, Some(me))));
+                actions.push(claim::adopt(
+                    REPLICASETS,
+                    &set.metadata,
+                    DEPLOYMENTS,
+                    &d.metadata,
+                    None,
+                ));
                 mine.push(set);
             }
             _ => {}
@@ -122,31 +127,6 @@ pub fn reconcile(o: &Observed, now: Timestamp) -> Vec<Action> {
     actions.extend(status::patch(d, new, &old, now));
     actions.extend(status::progress_due(d, now).map(Action::After));
     actions
-}
-
-fn set_owners(
-    set: &ReplicaSet,
-    uid: &str,
-    me: Option<serde_json::Value>,
-) -> Vec<serde_json::Value> {
-    let others = set
-        .metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .filter(|o| o.uid != uid)
-        .map(|o| json!(o));
-    others.chain(me).collect()
-}
-
-fn own(set: &ReplicaSet, owners: Vec<serde_json::Value>) -> Action {
-    Action::Patch {
-        kind: REPLICASETS,
-        namespace: set.metadata.namespace.clone().unwrap_or_default(),
-        name: set.metadata.name.clone().unwrap_or_default(),
-        subresource: "",
-        patch: json!({"metadata": {"uid": set.metadata.uid, "ownerReferences": owners}}),
-    }
 }
 
 /// Starts the controller.

@@ -222,13 +222,7 @@ pub fn clean_up(d: &Deployment, old: &[&ReplicaSet]) -> Vec<Action> {
                     >= s.metadata.generation.unwrap_or(0)
                 && s.metadata.deletion_timestamp.is_none()
         })
-        .map(|s| Action::Delete {
-            kind: REPLICASETS,
-            namespace: s.metadata.namespace.clone().unwrap_or_default(),
-            name: s.metadata.name.clone().unwrap_or_default(),
-            uid: s.metadata.uid.clone().unwrap_or_default(),
-            grace_seconds: None,
-        })
+        .map(|s| Action::delete(REPLICASETS, &s.metadata))
         .collect()
 }
 

@@ -3,6 +3,7 @@
 
 use super::*;
 use serde_json::Value;
+use serde_json::json;
 
 struct World {
     deployment: Deployment,

@@ -4,15 +4,16 @@
 use super::graph::{Node, Owner, Uid};
 use super::{Collector, worker};
 use crate::action::Kind;
-use crate::discovery::{Deletable, deletable};
+use crate::discovery::{Deletable, discover};
 use crate::shell::Shell;
 use futures::StreamExt;
 use kube::core::WatchEvent;
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::task::AbortOnDropHandle;
 
 /// What is read of an object.
 #[derive(Debug, Clone, Deserialize)]
@@ -62,6 +63,8 @@ const ONE: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 pub const MANY: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 /// Objects in one page of a list.
 const PAGE: usize = 500;
+/// How long the first lists may take before collection begins (upstream's sync of its monitors).
+const FIRST_LIST: Duration = Duration::from_secs(30);
 /// How often discovery looks for kinds that came or went.
 const REDISCOVER: Duration = Duration::from_secs(300);
 
@@ -80,7 +83,8 @@ pub fn metadata_request(path: &str) -> Result<http::Request<Vec<u8>>, kube::Erro
     request(path, ONE)
 }
 
-fn node(kind: Kind, meta: &SlimMeta) -> Node {
+/// An object as the graph keeps it.
+pub(super) fn node(kind: Kind, meta: &SlimMeta) -> Node {
     let text = |o: &Value, k: &str| o[k].as_str().unwrap_or_default().to_string();
     let has = |f: &str| meta.finalizers.iter().any(|x| x == f);
     Node {
@@ -105,31 +109,29 @@ fn node(kind: Kind, meta: &SlimMeta) -> Node {
     }
 }
 
-/// Feeds the graph until the shell ends. Workers begin when every kind has been listed once: before that, an owner
-/// that is only not yet seen would look absent.
+/// Feeds the graph until the shell ends. Workers begin when every kind has been listed once, or has had the time to: what
+/// they delete they have asked the API about, so a kind that never lists only costs questions.
 pub async fn run(shell: &Shell, this: &Arc<Collector>) {
-    let mut known: HashSet<Kind> = HashSet::new();
-    let mut watches = tokio::task::JoinSet::new();
-    let mut workers = false;
+    let mut watches: HashMap<Kind, AbortOnDropHandle<()>> = HashMap::new();
+    let mut workers = tokio::task::JoinSet::new();
     loop {
-        match deletable(shell.client()).await {
+        match discover(shell.client()).await {
             Ok(found) => {
                 let mut first = Vec::new();
-                for d in found.iter().filter(|d| wanted(d)) {
-                    if known.insert(d.kind) {
+                for d in found.kinds.iter().filter(|d| wanted(d)) {
+                    // One whose task panicked is begun again.
+                    if watches.get(&d.kind).is_none_or(|w| w.is_finished()) {
                         let (done, waits) = tokio::sync::oneshot::channel();
                         first.push(waits);
-                        watches.spawn(follow(shell.clone(), this.clone(), d.kind, done));
+                        let follows = follow(shell.clone(), this.clone(), d.kind, done);
+                        watches.insert(d.kind, AbortOnDropHandle::new(tokio::spawn(follows)));
                     }
                 }
-                *this.kinds.lock() = found;
-                for w in first {
-                    let _ = w.await;
-                }
-                if !workers {
-                    workers = true;
+                this.kinds.lock().learn(found);
+                let _ = tokio::time::timeout(FIRST_LIST, futures::future::join_all(first)).await;
+                if workers.is_empty() {
                     for _ in 0..shell.config.workers.max(1) {
-                        watches.spawn(worker(shell.clone(), this.clone()));
+                        workers.spawn(worker(shell.clone(), this.clone()));
                     }
                 }
             }
@@ -144,7 +146,7 @@ pub async fn run(shell: &Shell, this: &Arc<Collector>) {
 }
 
 /// Events own nothing and are too many (upstream ignores them as well).
-fn wanted(d: &Deletable) -> bool {
+pub(super) fn wanted(d: &Deletable) -> bool {
     d.kind.plural != "events"
 }
 
@@ -184,8 +186,17 @@ async fn follow(
     }
 }
 
-async fn list(shell: &Shell, this: &Collector, kind: Kind) -> Result<String, kube::Error> {
-    let mut seen = HashSet::new();
+/// Visits the metadata of every object of a kind, page by page, and gives the version of the list. An empty namespace
+/// means all.
+///
+/// # Errors
+/// What the API answered.
+pub(super) async fn each_of(
+    shell: &Shell,
+    kind: Kind,
+    namespace: &str,
+    mut visit: impl FnMut(&Slim),
+) -> Result<String, kube::Error> {
     let mut next = String::new();
     loop {
         let more = if next.is_empty() {
@@ -193,28 +204,35 @@ async fn list(shell: &Shell, this: &Collector, kind: Kind) -> Result<String, kub
         } else {
             format!("&continue={next}")
         };
-        let path = format!("{}?limit={PAGE}{more}", kind.path("", ""));
+        let path = format!("{}?limit={PAGE}{more}", kind.path(namespace, ""));
         let page: SlimList = shell.client().request(request(&path, MANY)?).await?;
-        for item in &page.items {
-            let uid = Uid::of(&item.metadata.uid);
-            seen.insert(uid);
-            apply(this, uid, node(kind, &item.metadata));
-        }
+        page.items.iter().for_each(&mut visit);
         next = page.metadata.next;
         if next.is_empty() {
-            let gone: Vec<Uid> = this
-                .graph
-                .lock()
-                .of_kind(kind)
-                .into_iter()
-                .filter(|u| !seen.contains(u))
-                .collect();
-            for uid in gone {
-                remove(this, uid);
-            }
             return Ok(page.metadata.resource_version);
         }
     }
+}
+
+async fn list(shell: &Shell, this: &Collector, kind: Kind) -> Result<String, kube::Error> {
+    let mut seen = HashSet::new();
+    let version = each_of(shell, kind, "", |item| {
+        let uid = Uid::of(&item.metadata.uid);
+        seen.insert(uid);
+        apply(this, uid, node(kind, &item.metadata));
+    })
+    .await?;
+    let gone: Vec<Uid> = this
+        .graph
+        .lock()
+        .of_kind(kind)
+        .into_iter()
+        .filter(|u| !seen.contains(u))
+        .collect();
+    for uid in gone {
+        remove(this, uid);
+    }
+    Ok(version)
 }
 
 fn apply(this: &Collector, uid: Uid, node: Node) {

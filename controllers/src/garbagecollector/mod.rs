@@ -1,16 +1,18 @@
 //! Garbage collector: deletes what no longer has an owner, and carries foreground and orphaning deletions out
 //! (pkg/controller/garbagecollector). [`graph`] remembers who owns whom, [`feed`] keeps it current from metadata alone,
-//! [`decide`] is pure.
+//! [`deleting`] and [`owned`], which decide, are pure.
 
 pub mod feed;
 pub mod graph;
 
 use crate::action::{Action, execute};
+use crate::discovery::Discovered;
 use crate::shell::Shell;
 use graph::{Graph, Node, Owner, Uid};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_client::Queue;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// How an owner stands.
@@ -22,18 +24,23 @@ pub enum OwnerState {
     Waiting,
     /// It is not there.
     Absent,
-    /// The graph does not have it; the API must be asked.
+    /// The graph does not have it as the reference says; the API must be asked.
     Unknown,
 }
 
-/// How an owner stands, as far as the graph knows.
+/// How an owner stands, as far as the graph knows. Never Absent: the graph may lag, and only a live answer may delete.
 pub fn state_of(graph: &Graph, owner: &Owner, dependent_namespace: &str) -> OwnerState {
     match graph.get(owner.uid) {
-        None => OwnerState::Unknown,
-        // An owner in another namespace is no owner (upstream says so in an event).
-        Some(o) if !o.namespace.is_empty() && &*o.namespace != dependent_namespace => {
-            OwnerState::Absent
+        // A reference that names a uid under other coordinates is looked up by its coordinates, as upstream does; an
+        // owner in another namespace is no owner.
+        Some(o)
+            if o.kind.kind != owner.kind
+                || o.name != owner.name
+                || !o.namespace.is_empty() && &*o.namespace != dependent_namespace =>
+        {
+            OwnerState::Unknown
         }
+        None => OwnerState::Unknown,
         Some(o) if o.waits_for_dependents() => OwnerState::Waiting,
         Some(_) => OwnerState::Solid,
     }
@@ -48,36 +55,66 @@ pub enum Step {
     Delete(&'static str),
     /// Take these owners (uids) away.
     Disown(Vec<String>),
+    /// It is part of a circle of objects that wait for each other: its owners wait for it no longer.
+    Unblock,
     /// Take a finalizer away.
     Unfinalize(&'static str),
-    /// Take this object away from the owners of these, then its finalizer `orphan`.
-    Orphan(Vec<Uid>),
+    /// Take this object away from whom it owns, then its finalizer `orphan`.
+    Orphan,
     /// It waits for these dependents: look at them.
     Look(Vec<Uid>),
 }
 
-/// Decides for one object. `states` are those of its owners, in their order, none of them Unknown.
-pub fn decide(graph: &Graph, uid: Uid, node: &Node, states: &[OwnerState]) -> Step {
+/// What an object's own deletion asks for; None when it does not ask, and its owners decide ([`owned`]).
+pub fn deleting(graph: &Graph, uid: Uid, node: &Node) -> Option<Step> {
     if node.deleting && node.orphan {
-        return Step::Orphan(graph.dependents(uid).map(|(d, _)| d).collect());
+        return Some(Step::Orphan);
     }
     if node.waits_for_dependents() {
-        let blocking: Vec<Uid> = graph
+        let blocked = graph
             .dependents(uid)
-            .filter(|(_, d)| d.owners.iter().any(|o| o.uid == uid && o.blocks))
-            .map(|(d, _)| d)
-            .collect();
-        if blocking.is_empty() {
-            return Step::Unfinalize("foregroundDeletion");
-        }
-        return Step::Look(
-            graph
-                .dependents(uid)
-                .filter(|(_, d)| !d.deleting)
-                .map(|(d, _)| d)
-                .collect(),
-        );
+            .any(|(_, d)| d.owners.iter().any(|o| o.uid == uid && o.blocks));
+        return Some(if blocked && in_circle(graph, uid, node) {
+            Step::Unblock
+        } else if blocked {
+            Step::Look(
+                graph
+                    .dependents(uid)
+                    .filter(|(_, d)| !d.deleting)
+                    .map(|(d, _)| d)
+                    .collect(),
+            )
+        } else {
+            Step::Unfinalize("foregroundDeletion")
+        });
     }
+    (node.deleting || node.owners.is_empty()).then_some(Step::Leave)
+}
+
+/// Do objects that are being deleted wait for each other in a circle that goes through this one? Nobody would be first.
+fn in_circle(graph: &Graph, uid: Uid, node: &Node) -> bool {
+    let held = |n: &Node| -> Vec<Uid> {
+        let blocked = n.owners.iter().filter(|o| o.blocks).map(|o| o.uid);
+        blocked
+            .filter(|o| graph.get(*o).is_some_and(Node::waits_for_dependents))
+            .collect()
+    };
+    let mut seen = HashSet::new();
+    let mut next = held(node);
+    while let Some(owner) = next.pop() {
+        if owner == uid {
+            return true;
+        }
+        if seen.insert(owner) {
+            next.extend(graph.get(owner).map(held).unwrap_or_default());
+        }
+    }
+    false
+}
+
+/// Decides for an object that is not being deleted. `node` is how the API has it now, and `states` are those of its
+/// owners, in their order, none of them Unknown; the graph tells of its dependents alone.
+pub fn owned(graph: &Graph, uid: Uid, node: &Node, states: &[OwnerState]) -> Step {
     if node.deleting || node.owners.is_empty() {
         return Step::Leave;
     }
@@ -99,7 +136,12 @@ pub fn decide(graph: &Graph, uid: Uid, node: &Node, states: &[OwnerState]) -> St
         };
     }
     if states.contains(&OwnerState::Waiting) && graph.dependents(uid).next().is_some() {
-        return Step::Delete("Foreground");
+        let circle = graph.dependents(uid).any(|(_, d)| d.waits_for_dependents());
+        return if circle && node.owners.iter().any(|o| o.blocks) {
+            Step::Unblock
+        } else {
+            Step::Delete("Foreground")
+        };
     }
     Step::Delete(if node.orphan {
         "Orphan"
@@ -114,7 +156,7 @@ pub fn decide(graph: &Graph, uid: Uid, node: &Node, states: &[OwnerState]) -> St
 pub struct Collector {
     graph: Mutex<Graph>,
     queue: Queue<Uid>,
-    kinds: Mutex<Vec<crate::discovery::Deletable>>,
+    kinds: Mutex<Discovered>,
 }
 
 /// Starts the collector.
@@ -125,22 +167,29 @@ pub fn start(shell: &Shell) {
         kinds: Mutex::default(),
     });
     let shell = shell.clone();
-    tokio::spawn(async move {
-        let stop = shell.stopped();
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = feed::run(&shell, &this) => {}
+    let supervisor = shell.informers.supervisor().clone();
+    supervisor.spawn("garbage-collector", move || {
+        let (shell, this) = (shell.clone(), this.clone());
+        async move {
+            feed::run(&shell, &this).await;
+            Ok::<(), std::convert::Infallible>(())
         }
-        this.queue.shut_down();
     });
 }
 
 async fn worker(shell: Shell, this: Arc<Collector>) {
     while let Some(uid) = this.queue.get().await {
-        match look_at(&shell, &this, uid).await {
-            Ok(()) => this.queue.forget(&uid),
-            Err(e) => {
+        match skiff_supervise::caught(look_at(&shell, &this, uid)).await {
+            Ok(Ok(())) => this.queue.forget(&uid),
+            Ok(Err(e)) => {
                 tracing::debug!(error = %e, "garbage collection of an object failed; trying again");
+                this.queue.add_rate_limited(uid);
+            }
+            Err(panic) => {
+                tracing::error!(
+                    panic,
+                    "garbage collection of an object panicked; trying again"
+                );
                 this.queue.add_rate_limited(uid);
             }
         }
@@ -149,25 +198,41 @@ async fn worker(shell: Shell, this: Arc<Collector>) {
 }
 
 async fn look_at(shell: &Shell, this: &Collector, uid: Uid) -> Result<(), kube::Error> {
-    let (node, mut states) = {
+    let (seen, step, suspect) = {
         let graph = this.graph.lock();
-        let Some(node) = graph.get(uid).cloned() else {
+        let Some(seen) = graph.get(uid).cloned() else {
             return Ok(());
         };
-        let states: Vec<OwnerState> = node
+        let step = deleting(&graph, uid, &seen);
+        let suspect = seen
             .owners
             .iter()
-            .map(|o| state_of(&graph, o, &node.namespace))
-            .collect();
-        (node, states)
+            .any(|o| state_of(&graph, o, &seen.namespace) != OwnerState::Solid);
+        (seen, step, suspect)
     };
-    for (owner, state) in node.owners.iter().zip(&mut states) {
-        if *state == OwnerState::Unknown {
-            *state = ask(shell, this, owner, &node.namespace).await?;
-        }
+    if let Some(step) = step {
+        return finish(shell, this, uid, &seen, step).await;
     }
-    let step = decide(&this.graph.lock(), uid, &node, &states);
-    act(shell, this, uid, &node, step).await
+    if !suspect {
+        return Ok(());
+    }
+    // The graph says that something is to be done; what, the object says as it is now. An owner reference that was
+    // taken away, or given, a moment ago counts.
+    let Some(found) = live(shell, &seen, uid).await? else {
+        return Ok(());
+    };
+    let node = feed::node(seen.kind, &found.metadata);
+    let mut states = Vec::with_capacity(node.owners.len());
+    for owner in &*node.owners {
+        let known = state_of(&this.graph.lock(), owner, &node.namespace);
+        states.push(if known == OwnerState::Unknown {
+            ask(shell, this, owner, &node.namespace).await?
+        } else {
+            known
+        });
+    }
+    let step = owned(&this.graph.lock(), uid, &node, &states);
+    act(shell, &node, &found, step).await
 }
 
 /// Asks the API whether an owner that the graph lacks is there: the graph may lag, and only a live answer may delete.
@@ -181,6 +246,7 @@ async fn ask(
     let known = this
         .kinds
         .lock()
+        .kinds
         .iter()
         .copied()
         .find(|d| d.kind.kind == owner.kind && d.kind.group == group);
@@ -189,25 +255,31 @@ async fn ask(
         // as upstream does while its mapper cannot resolve the owner.
         return Ok(OwnerState::Solid);
     };
+    if d.namespaced && namespace.is_empty() {
+        // Where would a cluster's object have an owner that lives in a namespace? Nobody can say that it is gone.
+        return Ok(OwnerState::Solid);
+    }
     let path = d
         .kind
         .path(if d.namespaced { namespace } else { "" }, &owner.name);
     let request = feed::metadata_request(&path)?;
-    match skiff_client::not_found_is_none(shell.client().request::<feed::Slim>(request).await)? {
-        Some(found) if Uid::of(&found.metadata.uid) == owner.uid => {
-            let foreground = found
-                .metadata
-                .finalizers
-                .iter()
-                .any(|f| f == "foregroundDeletion");
-            let waiting = found.metadata.deletion_timestamp.is_some() && foreground;
-            Ok(if waiting {
+    let found =
+        skiff_client::not_found_is_none(shell.client().request::<feed::Slim>(request).await)?;
+    Ok(stands(found.as_ref(), owner.uid))
+}
+
+/// How an owner stands by the API's answer under its name.
+pub fn stands(found: Option<&feed::Slim>, uid: Uid) -> OwnerState {
+    match found.map(|f| &f.metadata) {
+        Some(m) if Uid::of(&m.uid) == uid => {
+            let foreground = m.finalizers.iter().any(|f| f == "foregroundDeletion");
+            if m.deletion_timestamp.is_some() && foreground {
                 OwnerState::Waiting
             } else {
                 OwnerState::Solid
-            })
+            }
         }
-        _ => Ok(OwnerState::Absent),
+        _ => OwnerState::Absent,
     }
 }
 
@@ -218,59 +290,78 @@ async fn live(shell: &Shell, node: &Node, uid: Uid) -> Result<Option<feed::Slim>
     Ok(found.filter(|f| Uid::of(&f.metadata.uid) == uid))
 }
 
-fn patch(node: &Node, patch: Value) -> Action {
-    Action::Patch {
+/// The patch that changes lists of an object's metadata, if it is still as it was read.
+pub fn change(
+    found: &feed::Slim,
+    owners: Option<Vec<Value>>,
+    finalizers: Option<Vec<&str>>,
+) -> Value {
+    let m = &found.metadata;
+    let mut metadata = json!({"uid": m.uid, "resourceVersion": m.resource_version});
+    if let Some(o) = owners {
+        metadata["ownerReferences"] = o.into();
+    }
+    if let Some(f) = finalizers {
+        metadata["finalizers"] = json!(f);
+    }
+    json!({"metadata": metadata})
+}
+
+/// The owner references of an object but those of these uids; None when it has none of them.
+pub fn owners_without(found: &feed::Slim, uids: &[String]) -> Option<Vec<Value>> {
+    let all = &found.metadata.owner_references;
+    let keep: Vec<Value> = all
+        .iter()
+        .filter(|o| !uids.iter().any(|u| o["uid"] == u.as_str()))
+        .cloned()
+        .collect();
+    (keep.len() < all.len()).then_some(keep)
+}
+
+/// The owner references of an object, none of which makes its owner wait.
+pub fn unblocked(found: &feed::Slim) -> Vec<Value> {
+    let mut owners = found.metadata.owner_references.clone();
+    for o in &mut owners {
+        o["blockOwnerDeletion"] = false.into();
+    }
+    owners
+}
+
+async fn patch(shell: &Shell, node: &Node, patch: Value) -> Result<(), kube::Error> {
+    let action = Action::Patch {
         kind: node.kind,
         namespace: node.namespace.to_string(),
         name: node.name.to_string(),
         subresource: "",
         patch,
-    }
+    };
+    execute(shell.client(), &action).await.map(|_| ())
 }
 
-/// Writes owners or finalizers anew, under the resourceVersion they were read at.
-async fn without(
+/// Takes a finalizer away from an object that is being deleted.
+async fn unfinalize(
     shell: &Shell,
     node: &Node,
     uid: Uid,
-    owners: &[String],
-    finalizer: Option<&str>,
+    finalizer: &str,
 ) -> Result<(), kube::Error> {
     let Some(found) = live(shell, node, uid).await? else {
         return Ok(());
     };
-    let mut metadata =
-        json!({"uid": found.metadata.uid, "resourceVersion": found.metadata.resource_version});
-    if !owners.is_empty() {
-        let keep: Vec<&Value> = found
-            .metadata
-            .owner_references
-            .iter()
-            .filter(|o| !owners.iter().any(|u| o["uid"] == u.as_str()))
-            .collect();
-        if keep.len() == found.metadata.owner_references.len() {
-            return Ok(());
-        }
-        metadata["ownerReferences"] = json!(keep);
+    let all = &found.metadata.finalizers;
+    let keep: Vec<&str> = all
+        .iter()
+        .map(String::as_str)
+        .filter(|f| *f != finalizer)
+        .collect();
+    if keep.len() == all.len() || found.metadata.deletion_timestamp.is_none() {
+        return Ok(());
     }
-    if let Some(f) = finalizer {
-        let keep: Vec<&String> = found
-            .metadata
-            .finalizers
-            .iter()
-            .filter(|x| *x != f)
-            .collect();
-        if keep.len() == found.metadata.finalizers.len() {
-            return Ok(());
-        }
-        metadata["finalizers"] = json!(keep);
-    }
-    execute(shell.client(), &patch(node, json!({"metadata": metadata})))
-        .await
-        .map(|_| ())
+    patch(shell, node, change(&found, None, Some(keep))).await
 }
 
-async fn act(
+/// Carries out what an object's own deletion asks for.
+async fn finish(
     shell: &Shell,
     this: &Collector,
     uid: Uid,
@@ -278,49 +369,87 @@ async fn act(
     step: Step,
 ) -> Result<(), kube::Error> {
     match step {
-        Step::Leave => Ok(()),
         Step::Look(uids) => {
             for u in uids {
                 this.queue.add(u);
             }
             Ok(())
         }
+        Step::Unfinalize(finalizer) => unfinalize(shell, node, uid, finalizer).await,
+        Step::Orphan => {
+            orphan(shell, this, uid, node).await?;
+            unfinalize(shell, node, uid, "orphan").await
+        }
+        Step::Unblock => match live(shell, node, uid).await? {
+            Some(found) => patch(shell, node, change(&found, Some(unblocked(&found)), None)).await,
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+/// Takes an object away from everything that names it as an owner. Which these are the API is asked, not the graph: one
+/// that the graph does not know yet would be deleted once its owner is gone.
+async fn orphan(shell: &Shell, this: &Collector, uid: Uid, node: &Node) -> Result<(), kube::Error> {
+    let Some(owner) = live(shell, node, uid).await? else {
+        return Ok(());
+    };
+    let me = [owner.metadata.uid];
+    let kinds = this.kinds.lock().kinds.clone();
+    for d in kinds
+        .iter()
+        .filter(|d| feed::wanted(d) && (d.namespaced || node.namespace.is_empty()))
+    {
+        let namespace = if d.namespaced { &*node.namespace } else { "" };
+        let mut owned = Vec::new();
+        let each = |found: &feed::Slim| {
+            if let Some(keep) = owners_without(found, &me) {
+                let at = feed::node(d.kind, &found.metadata);
+                owned.push((at, change(found, Some(keep), None)));
+            }
+        };
+        match feed::each_of(shell, d.kind, namespace, each).await {
+            // The kind is gone, and its objects with it.
+            Err(e) if skiff_client::is_code(&e, 404) => continue,
+            other => other?,
+        };
+        for (at, change) in owned {
+            patch(shell, &at, change).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Carries out what the owners of an object decided, if it is still as it was read.
+async fn act(
+    shell: &Shell,
+    node: &Node,
+    found: &feed::Slim,
+    step: Step,
+) -> Result<(), kube::Error> {
+    match step {
         Step::Delete(policy) => {
-            let Some(found) = live(shell, node, uid).await? else {
-                return Ok(());
-            };
             let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": policy,
-                "preconditions": {"uid": found.metadata.uid}});
+                "preconditions": {"uid": found.metadata.uid, "resourceVersion": found.metadata.resource_version}});
             let request = http::Request::delete(node.kind.path(&node.namespace, &node.name))
                 .header(http::header::CONTENT_TYPE, "application/json")
                 .body(serde_json::to_vec(&options).map_err(kube::Error::SerdeError)?)
                 .map_err(kube::Error::HttpError)?;
-            match shell.client().request::<Value>(request).await {
-                Err(e) if skiff_client::is_code(&e, 404) || skiff_client::is_code(&e, 409) => {
-                    Ok(())
-                }
-                other => other.map(|_| ()),
-            }
+            // A conflict comes back: it is looked at anew, as it is then.
+            skiff_client::not_found_is_none(shell.client().request::<Value>(request).await)
+                .map(|_| ())
         }
-        Step::Disown(owners) => without(shell, node, uid, &owners, None).await,
-        Step::Unfinalize(finalizer) => without(shell, node, uid, &[], Some(finalizer)).await,
-        Step::Orphan(dependents) => {
-            for d in dependents {
-                let Some(dependent) = this.graph.lock().get(d).cloned() else {
-                    continue;
-                };
-                let me: Vec<String> = dependent
-                    .owners
-                    .iter()
-                    .filter(|o| o.uid == uid)
-                    .map(|o| o.uid_text.to_string())
-                    .collect();
-                without(shell, &dependent, d, &me, None).await?;
-            }
-            without(shell, node, uid, &[], Some("orphan")).await
-        }
+        Step::Disown(owners) => match owners_without(found, &owners) {
+            Some(keep) => patch(shell, node, change(found, Some(keep), None)).await,
+            None => Ok(()),
+        },
+        Step::Unblock => patch(shell, node, change(found, Some(unblocked(found)), None)).await,
+        _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod model_tests;
 
 #[cfg(test)]
 mod tests {
@@ -339,7 +468,7 @@ mod tests {
                     uid_text: u.to_string().into(),
                     api_version: "apps/v1",
                     kind: "ReplicaSet",
-                    name: "x".into(),
+                    name: "rs".into(),
                     blocks: *blocks,
                 })
                 .collect(),
@@ -359,7 +488,7 @@ mod tests {
                 s => s,
             })
             .collect();
-        decide(graph, Uid(uid), node, &states)
+        deleting(graph, Uid(uid), node).unwrap_or_else(|| owned(graph, Uid(uid), node, &states))
     }
 
     #[test]
@@ -418,9 +547,6 @@ mod tests {
         owner.orphan = true;
         g.set(Uid(1), owner);
         g.set(Uid(2), node(PODS, "a", &[(1, true)]));
-        assert_eq!(
-            decide_for(&g, 1, OwnerState::Absent),
-            Step::Orphan(vec![Uid(2)])
-        );
+        assert_eq!(decide_for(&g, 1, OwnerState::Absent), Step::Orphan);
     }
 }

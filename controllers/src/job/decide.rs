@@ -5,11 +5,11 @@
 use super::indexed::{self, INDEX};
 use super::policy::{Verdict, backoff, verdict};
 use crate::action::{Action, JOBS, PODS};
+use crate::claim;
 use crate::model::{
     controller_of, controller_ref, deletion_order, generated_name, is_active, is_ready,
     is_terminal, merge_difference, phase, pod_from, rfc3339, set_condition,
 };
-use crate::replicaset::release;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::Pod;
@@ -44,15 +44,7 @@ pub fn tracked(pod: &Pod) -> bool {
 
 /// The action that lets a pod go.
 pub fn untrack(pod: &Pod) -> Action {
-    let finalizers = pod.metadata.finalizers.iter().flatten();
-    let left: Vec<&String> = finalizers.filter(|f| *f != TRACKING).collect();
-    Action::Patch {
-        kind: PODS,
-        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-        name: pod.metadata.name.clone().unwrap_or_default(),
-        subresource: "",
-        patch: json!({"metadata": {"uid": pod.metadata.uid, "finalizers": left}}),
-    }
+    claim::unfinalize(PODS, &pod.metadata, TRACKING)
 }
 
 /// Has a condition of the job this type, and is it true?
@@ -70,24 +62,7 @@ pub fn is_finished(job: &Job) -> bool {
 }
 
 fn remove(pod: &Pod) -> Action {
-    Action::Delete {
-        kind: PODS,
-        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-        name: pod.metadata.name.clone().unwrap_or_default(),
-        uid: pod.metadata.uid.clone().unwrap_or_default(),
-        grace_seconds: None,
-    }
-}
-
-fn adopt(pod: &Pod, job: &Job) -> Action {
-    let mut action =
-        crate::replicaset::adopt(pod, controller_ref("batch/v1", "Job", &job.metadata));
-    if let Action::Patch { patch, .. } = &mut action {
-        let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
-        finalizers.push(TRACKING.into());
-        patch["metadata"]["finalizers"] = json!(finalizers);
-    }
-    action
+    Action::delete_any_version(PODS, &pod.metadata, None)
 }
 
 /// One sync in the making.
@@ -465,14 +440,17 @@ pub fn reconcile(o: &Observed, now: Timestamp, random: &mut dyn FnMut() -> u64) 
                 if matches || deleting {
                     mine.push(pod);
                 } else {
-                    if tracked(pod) {
-                        claims.push(untrack(pod));
-                    }
-                    claims.push(release(pod, uid));
+                    claims.push(claim::release(PODS, &pod.metadata, uid, Some(TRACKING)));
                 }
             }
             None if matches && !deleting && is_active(pod) && !is_finished(job) => {
-                claims.push(adopt(pod, job));
+                claims.push(claim::adopt(
+                    PODS,
+                    &pod.metadata,
+                    JOBS,
+                    &job.metadata,
+                    Some(TRACKING),
+                ));
                 mine.push(pod);
             }
             _ => {}

@@ -61,7 +61,7 @@ fn act(job: &Job, pods: &[Arc<Pod>], at: i64) -> (Vec<String>, Value) {
         Action::Patch { name, .. } => format!("untrack {name}"),
         Action::After(d) => format!("after {}", d.as_secs()),
         Action::Event { reason, .. } => format!("event {reason}"),
-        Action::Replace { .. } => "replace".into(),
+        other => format!("{other:?}"),
     });
     (text.collect(), status)
 }
