@@ -4,6 +4,7 @@
 //! Objects here are `serde_json::Value`; a kind is a row of [`resource::Resource`], so that a
 //! CustomResourceDefinition can become a row at run time.
 
+pub mod bearer;
 pub mod decode;
 pub mod field;
 pub mod jsonpath;

@@ -27,6 +27,7 @@ use skiff_supervise::Supervisor;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// What a server is started with. All addresses are of this machine unless said otherwise.
@@ -56,6 +57,10 @@ pub struct Config {
     pub token: Option<String>,
     /// How much the store may take, on disk and in memory.
     pub datastore_quota: store::space::Quota,
+    /// How long a request may take that is no watch, log or stream (upstream's --request-timeout, 60 s).
+    pub request_timeout: Duration,
+    /// Times and limits of connections.
+    pub connections: skiff_https::Settings,
     /// Whose tasks `/readyz` and `/metrics` show; none: one of the server's own.
     pub supervisor: Option<Supervisor>,
 }
@@ -76,6 +81,8 @@ impl Config {
             service_node_port_range: (30000, 32767),
             token: None,
             datastore_quota: store::space::Quota::default(),
+            request_timeout: http::deadline::REQUEST,
+            connections: skiff_https::Settings::default(),
             supervisor: None,
         }
     }
@@ -243,7 +250,8 @@ pub async fn serve(mut config: Config, cancel: CancellationToken) -> Result<Hand
     let task = tokio::spawn({
         let app = app.clone();
         async move {
-            http::serve::accept(app.clone(), listener, tls).await;
+            let settings = app.config.connections;
+            http::serve::accept(app.clone(), listener, tls, settings).await;
             app.store.close().await;
         }
     });

@@ -9,8 +9,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("skiff-supervise", &[]),
     ("skiff-beneath", &[]),
     ("skiff-api", &[]),
+    ("skiff-https", &[]),
     ("skiff-client", &["skiff-api", "skiff-supervise"]),
-    ("skiff-apiserver", &["skiff-api", "skiff-supervise"]),
+    (
+        "skiff-apiserver",
+        &["skiff-api", "skiff-https", "skiff-supervise"],
+    ),
     (
         "skiff-scheduler",
         &["skiff-api", "skiff-client", "skiff-supervise"],
@@ -26,6 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "skiff-beneath",
             "skiff-cgroup",
             "skiff-client",
+            "skiff-https",
             "skiff-supervise",
         ],
     ),

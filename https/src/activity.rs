@@ -23,6 +23,8 @@ pub(crate) struct Activity {
     open: AtomicUsize,
     /// Answers on their way that may not take any time.
     sending: AtomicUsize,
+    /// The client does not take what is to be written.
+    blocked: AtomicBool,
     /// When something was last begun, ended or taken: milliseconds since `origin`.
     last: AtomicU64,
     /// When the first byte of a head came, plus one; 0 when no head is being read.
@@ -48,6 +50,7 @@ impl Activity {
             origin: Instant::now(),
             open: AtomicUsize::new(0),
             sending: AtomicUsize::new(0),
+            blocked: AtomicBool::new(false),
             last: AtomicU64::new(0),
             head: AtomicU64::new(0),
             parked: AtomicBool::new(false),
@@ -62,6 +65,15 @@ impl Activity {
 
     fn touch(&self) {
         self.last.store(self.now(), SeqCst);
+    }
+
+    fn wrote(&self, blocked: bool) {
+        if blocked {
+            self.blocked.store(true, SeqCst);
+        } else {
+            self.blocked.store(false, SeqCst);
+            self.touch();
+        }
     }
 
     fn wake_if_parked(&self) {
@@ -100,9 +112,9 @@ impl Activity {
             let (deadline, end) = if open == 0 && heads && head != 0 {
                 let until = (head - 1).saturating_add(millis(s.head));
                 (until, End::Stuck("a request's head was not sent in time"))
-            } else if open == 0 {
+            } else if open == 0 && !self.blocked.load(SeqCst) {
                 (last.saturating_add(millis(s.idle)), End::Idle)
-            } else if sending > 0 {
+            } else if open == 0 || sending > 0 {
                 let until = last.saturating_add(millis(s.stall));
                 (until, End::Stuck("an answer was not taken in time"))
             } else {
@@ -256,7 +268,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Io<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.activity.wrote(polled.is_pending());
+        polled
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_flush(cx)
@@ -269,7 +283,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Io<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.activity.wrote(polled.is_pending());
+        polled
     }
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()

@@ -12,7 +12,7 @@ mod serve;
 
 pub use clients::{AnyCertificate, ClientCa, Identity};
 pub use doors::{Doors, Limits, Pass};
-pub use serve::{Peer, Settings, accept};
+pub use serve::{Peer, Settings, accept, watch_over};
 
 /// In the extensions of an answer that may take any time (a watch, a log that is followed): it is not ended for being slow.
 #[derive(Debug, Clone, Copy)]

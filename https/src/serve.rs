@@ -180,8 +180,11 @@ async fn unless_plain(mut stream: TcpStream) -> std::io::Result<Option<TcpStream
     Ok(Some(stream))
 }
 
-/// The kernel finds out about peers that are gone without a word; no timer of ours.
-fn watch_over(stream: &TcpStream) -> std::io::Result<()> {
+/// Lets the kernel find out about a peer that is gone without a word: no timer of ours. Also for connections that we make.
+///
+/// # Errors
+/// When the socket is closed already.
+pub fn watch_over(stream: &TcpStream) -> std::io::Result<()> {
     use rustix::net::sockopt;
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;

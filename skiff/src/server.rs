@@ -89,6 +89,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
                 memory: args.datastore_memory_quota_bytes,
             },
             supervisor: Some(supervisor.clone()),
+            ..skiff_apiserver::Config::new(&dir)
         },
         stop.clone(),
     )

@@ -8,10 +8,12 @@ use super::{AUTHENTICATED, Auth, UNAUTHENTICATED, UserInfo};
 use crate::http::path::unescape;
 use crate::http::serve::Peer;
 use crate::{App, admission};
-use http::HeaderMap;
 use http::request::Parts;
+use http::{HeaderMap, header};
 use serde_json::Value;
+use skiff_api::bearer;
 use skiff_api::status::Status;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 pub(super) fn authenticate(
@@ -27,8 +29,8 @@ pub(super) fn authenticate(
     if let Some(credential) = certificate {
         return Ok(credential);
     }
-    if let Some(token) = bearer(&parts.headers) {
-        return of_token(auth, app, token).map(Arc::new).map_err(|why| {
+    if let Some(token) = token(&parts.headers)? {
+        return of_token(auth, app, &token).map(Arc::new).map_err(|why| {
             tracing::debug!(why, "a bearer token was refused");
             Status::unauthorized()
         });
@@ -44,46 +46,41 @@ fn of_certificate(auth: &Auth, peer: &Peer) -> Option<Arc<Credential>> {
     if peer.certificates.is_empty() {
         return None;
     }
-    if let Err(why) = auth.pki.verify_client(&peer.certificates) {
-        tracing::debug!(why, address = %peer.address, "a client certificate was refused");
-        return None;
-    }
-    let (_, cert) = x509_parser::parse_x509_certificate(peer.certificates.first()?).ok()?;
-    let name = cert
-        .subject()
-        .iter_common_name()
-        .last()?
-        .as_str()
-        .ok()?
-        .to_string();
-    let mut groups: Vec<String> = cert
-        .subject()
-        .iter_organization()
-        .filter_map(|o| o.as_str().ok())
-        .map(String::from)
-        .collect();
-    if name.is_empty() {
-        return None;
-    }
+    let who = match auth.pki.identify(&peer.certificates) {
+        Ok(who) => who,
+        Err(why) => {
+            tracing::debug!(why, address = %peer.address, "a client certificate was refused");
+            return None;
+        }
+    };
+    let mut groups = who.groups;
     groups.push(AUTHENTICATED.into());
     let user = Arc::new(UserInfo {
-        name,
+        name: who.name,
         groups,
         ..UserInfo::default()
     });
     Some(Arc::new(Credential {
         user,
-        expires: Some(cert.validity().not_after.timestamp()),
+        expires: Some(who.until),
         rests_on: Vec::new(),
     }))
 }
 
-/// The token of `Authorization: Bearer`.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.trim().split_once(' ')?;
-    let token = token.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+/// The token that a request carries: in `Authorization`, or as browsers send it with a WebSocket.
+fn token(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>, Status> {
+    let texts = |name| headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
+    if let Some(token) = texts(header::AUTHORIZATION).find_map(bearer::of_authorization) {
+        return Ok(Some(token.into()));
+    }
+    if !texts(header::UPGRADE).any(|u| u.eq_ignore_ascii_case("websocket")) {
+        return Ok(None);
+    }
+    let token = bearer::of_protocols(texts(header::SEC_WEBSOCKET_PROTOCOL)).map_err(|why| {
+        tracing::debug!(why, "a token was refused");
+        Status::unauthorized()
+    })?;
+    Ok(token.map(Cow::Owned))
 }
 
 fn same(a: &str, b: &str) -> bool {

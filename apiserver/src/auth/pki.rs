@@ -11,15 +11,17 @@ use ca::{Ca, DAY, LEAF_DAYS, RENEW_DAYS, Use, broken, make_dir, now, read, write
 use parking_lot::RwLock;
 use rcgen::KeyPair;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use serving::{AnyCertificate, Serving};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serving::Serving;
+use skiff_https::{AnyCertificate, ClientCa};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The user that the API server is to kubelets (kubeadm's name).
+pub const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
 
 /// The cluster's keys and certificates.
 pub struct Pki {
@@ -29,7 +31,7 @@ pub struct Pki {
     names: Vec<String>,
     ips: Vec<IpAddr>,
     serving: Arc<Serving>,
-    clients: Arc<dyn ClientCertVerifier>,
+    clients: ClientCa,
     provider: Arc<CryptoProvider>,
 }
 
@@ -126,14 +128,8 @@ impl Pki {
             provider: provider.clone(),
         };
         serving.current.write().1 = until(&pair).saturating_sub(RENEW_DAYS * DAY);
-        let mut roots = rustls::RootCertStore::empty();
-        roots
-            .add(client_ca.der.clone())
+        let clients = ClientCa::new(client_ca.cert_pem.as_bytes(), provider.clone())
             .map_err(|e| broken(&dir.join("client-ca.crt"), e))?;
-        let clients =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                .build()
-                .map_err(|e| broken(&dir.join("client-ca.crt"), e))?;
         let pki = Self {
             dir: dir.into(),
             server_ca,
@@ -145,11 +141,7 @@ impl Pki {
             provider,
         };
         pki.client("client-admin", "system:admin", &["system:masters"])?;
-        pki.client(
-            "client-kube-apiserver",
-            "kube-apiserver",
-            &["system:masters"],
-        )?;
+        pki.kubelet_client()?;
         pki.service_key()?;
         Ok(pki)
     }
@@ -233,16 +225,13 @@ impl Pki {
         )
     }
 
-    /// The certificate with which the API server talks to kubelets.
+    /// The certificate with which the API server talks to kubelets: a user of its own, bound to the role
+    /// `system:kubelet-api-admin` (kubeadm has it so since 1.36) and to nothing else.
     ///
     /// # Errors
     /// When files cannot be used.
     pub fn kubelet_client(&self) -> Result<Pair, Error> {
-        self.client(
-            "client-kube-apiserver",
-            "kube-apiserver",
-            &["system:masters"],
-        )
+        self.client("client-kube-apiserver", KUBELET_CLIENT, &[])
     }
 
     /// The admin's kubeconfig for a server URL like `https://127.0.0.1:6443`, certificates inside.
@@ -291,9 +280,7 @@ impl Pki {
         let mut c = rustls::ServerConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| Error::Pki(e.to_string()))?
-            .with_client_cert_verifier(Arc::new(AnyCertificate {
-                hints: self.clients.clone(),
-            }))
+            .with_client_cert_verifier(Arc::new(AnyCertificate(self.clients.clone())))
             .with_cert_resolver(self.serving.clone());
         c.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(c))
@@ -304,13 +291,15 @@ impl Pki {
     /// # Errors
     /// Why not.
     pub fn verify_client(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
-        let Some((end, intermediates)) = chain.split_first() else {
-            return Err("no certificate".into());
-        };
-        self.clients
-            .verify_client_cert(end, intermediates, UnixTime::now())
-            .map(drop)
-            .map_err(|e| e.to_string())
+        self.clients.verify(chain)
+    }
+
+    /// Who holds a certificate of our client authority.
+    ///
+    /// # Errors
+    /// Why it is not valid, or names nobody.
+    pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<skiff_https::Identity, String> {
+        self.clients.identify(chain)
     }
 
     /// What rustls computes with.
@@ -390,6 +379,27 @@ mod tests {
             &std::fs::metadata(dir.path().join("client-ca.key")).expect("key"),
         );
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_certificate_for_kubelets_that_was_a_masters_is_made_anew() {
+        let dir = tempfile::tempdir().expect("dir");
+        let pki = open(dir.path(), "a", now());
+        pki.client(
+            "client-kube-apiserver",
+            "kube-apiserver",
+            &["system:masters"],
+        )
+        .expect("as it was");
+        let pki = open(dir.path(), "a", now());
+        let (chain, _) = parse(&pki.kubelet_client().expect("pair")).expect("parse");
+        let who = pki.identify(&chain).expect("identity");
+        assert_eq!((who.name.as_str(), who.groups.len()), (KUBELET_CLIENT, 0));
+        // The same name with another group is somebody else, too.
+        pki.client("client-kube-apiserver", KUBELET_CLIENT, &["system:masters"])
+            .expect("pair");
+        let (chain, _) = parse(&pki.kubelet_client().expect("pair")).expect("parse");
+        assert_eq!(pki.identify(&chain).expect("identity").groups.len(), 0);
     }
 
     #[test]

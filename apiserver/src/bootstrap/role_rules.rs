@@ -521,6 +521,11 @@ pub const BINDINGS: &[(&str, &[&str])] = &[
     ),
     ("system:node", &[]),
     ("system:node-proxier", &["user:system:kube-proxy"]),
+    // What the API server is to kubelets (kubeadm's kubeadm:apiserver-kubelet-client).
+    (
+        "system:kubelet-api-admin",
+        &["user:kube-apiserver-kubelet-client"],
+    ),
     (
         "system:kube-controller-manager",
         &["user:system:kube-controller-manager"],

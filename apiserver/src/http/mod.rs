@@ -5,6 +5,7 @@
 //! same reading, and because kinds come and go at run time.
 
 pub mod body;
+pub mod deadline;
 pub mod discovery;
 pub mod health;
 pub mod negotiate;
@@ -76,11 +77,32 @@ pub async fn handle(
         .extensions
         .get::<Arc<serve::Peer>>()
         .is_some_and(|p| !p.same_machine());
-    let result = AssertUnwindSafe(answer(app, info, parts, body, identity))
-        .catch_unwind()
-        .await;
+    let long = deadline::long_running(&info);
+    let allotted = if long {
+        Ok(None)
+    } else {
+        deadline::allotted(parts.uri.query().unwrap_or(""), app.config.request_timeout).map(Some)
+    };
+    let result = match allotted {
+        Err(status) => Ok(Err(status)),
+        Ok(time) => {
+            let answer = AssertUnwindSafe(answer(app, info, parts, body, identity)).catch_unwind();
+            match time {
+                None => answer.await,
+                Some(time) => match tokio::time::timeout(time, answer).await {
+                    Ok(result) => result,
+                    Err(_) => Ok(Err(deadline::exceeded())),
+                },
+            }
+        }
+    };
     let mut response = match result {
-        Ok(Ok(r)) => r,
+        Ok(Ok(mut r)) => {
+            if long {
+                r.extensions_mut().insert(skiff_https::LongRunning);
+            }
+            r
+        }
         Ok(Err(status)) => failure(&headers, &status),
         Err(panic) => {
             let why = panic
@@ -122,11 +144,22 @@ async fn answer(
         Some(u) => Credential::lasting(u),
         None => app.auth.authenticate(app, &parts).await?,
     };
+    if let Some(peer) = parts.extensions.get::<Arc<serve::Peer>>()
+        && !credential.user.in_group(crate::auth::UNAUTHENTICATED)
+    {
+        peer.pass.known();
+    }
     let user = app
         .auth
         .impersonate(app, credential.user.clone(), &parts)
         .await?;
     app.auth.authorize(app, &user, &info).await?;
+    // Opened before the request is answered, so that nothing that ends it meanwhile is missed.
+    let session = if deadline::long_running(&info) {
+        app.auth.session(app, &credential)
+    } else {
+        None
+    };
     let request = Request {
         info,
         user,
@@ -134,11 +167,15 @@ async fn answer(
         parts,
         body,
     };
-    if request.info.is_resource {
-        resource(app, request).await
+    let response = if request.info.is_resource {
+        resource(app, request).await?
     } else {
-        other(app, &request)
-    }
+        other(app, &request)?
+    };
+    Ok(match session {
+        Some(session) => response.map(|body| deadline::until_ended(session, body)),
+        None => response,
+    })
 }
 
 async fn resource(app: &Arc<App>, request: Request) -> Answer {

@@ -1,6 +1,7 @@
 //! What the API server asks kubelets for: logs, exec, attach, port-forward. Owns the choice of the container, the kubelet's
 //! address and the trust towards it; bytes are [`super::tunnel`]'s.
 
+use super::reach;
 use super::tunnel::{self, Forward, Target};
 use crate::App;
 use crate::admission::{find, text};
@@ -12,6 +13,10 @@ use axum::body::Body;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
+use rustls::DigitallySignedStruct;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::Value;
 use skiff_api::field::FieldError;
 use skiff_api::status::Status;
@@ -32,13 +37,66 @@ fn config(pki: &Pki) -> Result<Arc<rustls::ClientConfig>, crate::Error> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(pki.server_ca_der()).map_err(bad)?;
     let (chain, key) = pki::parse(&pki.kubelet_client()?)?;
-    let config = rustls::ClientConfig::builder_with_provider(pki.provider())
+    let provider = pki.provider();
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(|e| crate::Error::Pki(format!("authority of kubelets: {e}")))?;
+    let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(bad)?
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(NodeName(verifier)))
         .with_client_auth_cert(chain, key)
         .map_err(bad)?;
     Ok(Arc::new(config))
+}
+
+/// Takes the certificate of a node for that node alone: of our authority, for the node's name, and issued to
+/// `system:node:<name>`. The address proves nothing (a node may write any into its status), and the API server's own
+/// certificate has the name of its machine, which is a node's, too.
+#[derive(Debug)]
+struct NodeName(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for NodeName {
+    fn verify_server_cert(
+        &self,
+        end: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self
+            .0
+            .verify_server_cert(end, intermediates, name, ocsp, now)?;
+        let wanted = format!("system:node:{}", name.to_str());
+        let (_, cert) = x509_parser::parse_x509_certificate(end)
+            .map_err(|_| rustls::CertificateError::BadEncoding)?;
+        let mut names = cert.subject().iter_common_name().map(|n| n.as_str());
+        if names.next() == Some(Ok(&wanted)) && names.next().is_none() {
+            return Ok(verified);
+        }
+        Err(rustls::CertificateError::NotValidForName.into())
+    }
+    fn verify_tls12_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(m, c, d)
+    }
+    fn verify_tls13_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(m, c, d)
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 impl Client {
@@ -66,28 +124,10 @@ impl Client {
     /// The kubelet of a node, for a path (query included).
     ///
     /// # Errors
-    /// 404 when the node is not there, 500 when it has no address.
+    /// 404 when the node is not there, 500 when it has no address, 400 when it must not have the one it has.
     pub fn target(&self, app: &App, node: &str, path: String) -> Result<Target, Status> {
         let object = find(app, "core/nodes", "", node)
             .ok_or_else(|| Status::not_found("", "nodes", node))?;
-        let addresses = object
-            .pointer("/status/addresses")
-            .and_then(Value::as_array)
-            .map_or(&[][..], Vec::as_slice);
-        let host = ["InternalIP", "ExternalIP", "Hostname"]
-            .iter()
-            .find_map(|kind| {
-                addresses
-                    .iter()
-                    .find(|a| a["type"] == *kind)
-                    .map(|a| text(a, &["address"]).to_string())
-            })
-            .filter(|h| !h.is_empty())
-            .ok_or_else(|| {
-                Status::internal(format!(
-                    "no preferred addresses found; known addresses: {addresses:?}"
-                ))
-            })?;
         let port = object
             .pointer("/status/daemonEndpoints/kubeletEndpoint/Port")
             .and_then(Value::as_u64)
@@ -95,9 +135,9 @@ impl Client {
             .filter(|p| *p != 0)
             .unwrap_or(10250);
         Ok(Target {
-            host,
+            host: reach::node(app, &object, port)?,
             port,
-            tls: Some(self.tls(&app.auth.pki)),
+            tls: Some((self.tls(&app.auth.pki), node.to_string())),
             path,
         })
     }
@@ -282,7 +322,7 @@ pub async fn log(app: &Arc<App>, request: Request) -> Answer {
         body: Body::empty(),
         upgrade: None,
     };
-    let answer = tunnel::forward(target, forward, &app.cancel).await?;
+    let answer = tunnel::forward(target, forward, super::ended(app, &request)).await?;
     if answer.status().is_success() {
         let mut r = http::Response::new(until(answer.into_body(), app.cancel.clone()));
         r.headers_mut().insert(
@@ -480,7 +520,7 @@ async fn upgraded(app: &Arc<App>, mut request: Request, pod: &Value, path: Strin
         body: Body::empty(),
         upgrade: Some(upgrade),
     };
-    let answer = tunnel::forward(target, forward, &app.cancel).await?;
+    let answer = tunnel::forward(target, forward, super::ended(app, &request)).await?;
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(answer);
     }

@@ -7,6 +7,8 @@ pub mod eviction;
 pub mod kubelet;
 pub mod nodeport;
 pub mod proxy;
+pub mod reach;
+pub mod rewrite;
 pub mod service_ip;
 pub mod services;
 pub mod token;
@@ -15,6 +17,8 @@ pub mod tunnel;
 use crate::http::{Answer, Request};
 use crate::registry::table::Row;
 use crate::{App, Config, Error, Write, auth};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use skiff_api::status::Status;
 use std::collections::HashSet;
@@ -76,6 +80,22 @@ pub async fn handle(app: &Arc<App>, row: &Arc<Row>, request: Request) -> Handled
         _ => return Handled::NotMine(request),
     };
     Handled::Done(done)
+}
+
+/// Comes back when a connection that a request opened has to end: with the server, or with the caller's credential.
+fn ended(app: &Arc<App>, request: &Request) -> BoxFuture<'static, ()> {
+    let cancel = app.cancel.clone();
+    let session = app.auth.session(app, &request.credential);
+    async move {
+        match session {
+            Some(mut session) => tokio::select! {
+                () = cancel.cancelled() => {}
+                () = session.ended() => tracing::debug!("a stream ended with its caller's credential"),
+            },
+            None => cancel.cancelled().await,
+        }
+    }
+    .boxed()
 }
 
 /// What a write is about to take, so that no other takes it meanwhile. Hold it until the store has answered: from then on

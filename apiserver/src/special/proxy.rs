@@ -2,11 +2,14 @@
 //! Owns whom a name like `https:web:8443` means; bytes are [`super::tunnel`]'s.
 
 use super::tunnel::{self, Forward, Target};
+use super::{reach, rewrite};
 use crate::App;
 use crate::admission::{find, list, text};
 use crate::http::{Answer, Request};
 use axum::body::Body;
-use http::{HeaderValue, Method, StatusCode, header};
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, header};
 use rustls::DigitallySignedStruct;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -44,25 +47,39 @@ fn split(id: &str) -> Option<Id<'_>> {
     (!id.name.is_empty() && matches!(id.scheme, "" | "http" | "https")).then_some(id)
 }
 
-/// What follows `/proxy`, as it was sent, with the query; none when not even a slash follows.
-fn rest(request: &Request, elements: usize) -> Option<String> {
-    let path = request.parts.uri.path();
-    let mut at = 0;
-    for _ in 0..elements {
-        at = path[at + 1..].find('/').map(|i| at + 1 + i)?;
-    }
-    let mut out = path[at..].to_string();
-    if let Some(q) = request.parts.uri.query() {
-        out = format!("{out}?{q}");
-    }
-    Some(out)
-}
-
 fn bad(kind: &str, id: &str) -> Status {
     Status::bad_request(format!("invalid {kind} request {id:?}"))
 }
 
-async fn pass(app: &Arc<App>, mut request: Request, target: Target) -> Answer {
+/// What follows `/proxy`, decoded and with its slash at the end; empty when not even a slash follows.
+fn rest(request: &Request) -> String {
+    let i = &request.info;
+    let mut rest = String::new();
+    if !i.tail.is_empty() {
+        rest = format!("/{}", i.tail);
+    }
+    if i.path.ends_with('/') && !rest.ends_with('/') {
+        rest.push('/');
+    }
+    rest
+}
+
+/// The path before that, as we write it.
+fn prefix(request: &Request) -> String {
+    let i = &request.info;
+    let scope = if i.namespace.is_empty() {
+        String::new()
+    } else {
+        format!("namespaces/{}/", i.namespace)
+    };
+    rewrite::escape_path(&format!(
+        "/api/{}/{scope}{}/{}/proxy",
+        i.version, i.resource, i.name
+    ))
+}
+
+/// Passes the request on to `host:port`, and the answer back with its links put right (upstream's UpgradeAwareHandler).
+async fn pass(app: &Arc<App>, mut request: Request, place: Where) -> Answer {
     let upgrade = if tunnel::asks_upgrade(&request.parts.headers) {
         request
             .parts
@@ -71,71 +88,151 @@ async fn pass(app: &Arc<App>, mut request: Request, target: Target) -> Answer {
     } else {
         None
     };
-    let mut headers = std::mem::take(&mut request.parts.headers);
-    if let Some(p) = request
+    let method = request.parts.method.clone();
+    let (rest, prefix) = (rest(&request), prefix(&request));
+    let query = request
         .parts
-        .extensions
-        .get::<Arc<crate::http::serve::Peer>>()
-        && let Ok(v) = HeaderValue::from_str(&p.address.ip().to_string())
-    {
-        headers.append("x-forwarded-for", v);
+        .uri
+        .query()
+        .map(|q| format!("?{q}"))
+        .unwrap_or_default();
+    if upgrade.is_none() && rest.is_empty() && matches!(method, Method::GET | Method::HEAD) {
+        return redirect(&format!("{prefix}/{query}"));
     }
-    headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
+    let path = rewrite::escape_path(&rewrite::clean(&rest));
+    let ended = super::ended(app, &request);
+    let mut headers = std::mem::take(&mut request.parts.headers);
+    let asked = headers
+        .get(header::HOST)
+        .and_then(|h| h.to_str().ok())
+        .or_else(|| request.parts.uri.authority().map(|a| a.as_str()))
+        .unwrap_or_default()
+        .to_string();
+    let forwarded = format!("{prefix}{path}");
+    forwarded_for(&mut headers, &request.parts.extensions, &asked, &forwarded);
+    if upgrade.is_none() {
+        // Pages are rewritten, and what is packed cannot be.
+        headers.remove(header::ACCEPT_ENCODING);
+    }
+    let here = rewrite::Place {
+        prefix,
+        host: tunnel::authority(&place.host, place.port),
+        asked,
+    };
+    let target = Target {
+        host: place.host,
+        port: place.port,
+        tls: place.tls,
+        path: format!("{path}{query}"),
+    };
     let forward = Forward {
-        method: request.parts.method.clone(),
+        method: method.clone(),
         headers,
         body: std::mem::take(&mut request.body),
         upgrade,
     };
-    tunnel::forward(target, forward, &app.cancel)
-        .await
-        .map_err(|e| {
-            let why = e
-                .message
-                .trim_start_matches("Internal error occurred: ")
-                .trim_start_matches("error dialing backend: ");
-            Status::service_unavailable(format!("error trying to reach service: {why}"))
-        })
+    let answer = tunnel::forward(target, forward, ended).await.map_err(|e| {
+        let why = e
+            .message
+            .trim_start_matches("Internal error occurred: ")
+            .trim_start_matches("error dialing backend: ");
+        Status::service_unavailable(format!("error trying to reach service: {why}"))
+    })?;
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(answer);
+    }
+    Ok(put_right(answer, &method, here))
+}
+
+/// Whom a request is passed on to.
+struct Where {
+    host: String,
+    port: u16,
+    tls: Option<(Arc<rustls::ClientConfig>, String)>,
+}
+
+/// What the other side may know of the client and of itself, in place of what the client says of it.
+fn forwarded_for(headers: &mut HeaderMap, extensions: &Extensions, asked: &str, uri: &str) {
+    let set = |headers: &mut HeaderMap, name: &'static str, value: &str| match value.parse() {
+        Ok(v) => {
+            headers.insert(name, v);
+        }
+        Err(_) => {
+            headers.remove(name);
+        }
+    };
+    if let Some(peer) = extensions.get::<Arc<crate::http::serve::Peer>>() {
+        let mut all: Vec<String> = headers
+            .get_all("x-forwarded-for")
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .map(String::from)
+            .collect();
+        all.push(peer.address.ip().to_canonical().to_string());
+        set(headers, "x-forwarded-for", &all.join(", "));
+    }
+    set(headers, "x-forwarded-proto", "https");
+    set(headers, "x-forwarded-host", asked);
+    set(headers, "x-forwarded-uri", uri);
+}
+
+/// Links and redirects to the server itself lead through us; they are never followed here.
+fn put_right(
+    answer: http::Response<Body>,
+    method: &Method,
+    place: rewrite::Place,
+) -> http::Response<Body> {
+    let (mut parts, body) = answer.into_parts();
+    let text = |name| parts.headers.get(name).and_then(|v| v.to_str().ok());
+    if let Some(link) = text(header::LOCATION) {
+        if let Some(v) = place
+            .link(link)
+            .and_then(|l| HeaderValue::from_str(&l).ok())
+        {
+            parts.headers.insert(header::LOCATION, v);
+        }
+        return http::Response::from_parts(parts, body);
+    }
+    let html = text(header::CONTENT_TYPE)
+        .and_then(|t| t.split(';').next())
+        .is_some_and(|t| t.trim().eq_ignore_ascii_case("text/html"));
+    let plain = text(header::CONTENT_ENCODING).is_none()
+        && method != Method::HEAD
+        && parts.status != StatusCode::PARTIAL_CONTENT;
+    if !html || !plain {
+        return http::Response::from_parts(parts, body);
+    }
+    parts.headers.remove(header::CONTENT_LENGTH);
+    let state = (body.into_data_stream(), rewrite::Html::new(place), false);
+    let pieces = futures::stream::unfold(state, |(mut body, mut html, done)| async move {
+        if done {
+            return None;
+        }
+        loop {
+            match body.next().await {
+                Some(Ok(piece)) => {
+                    let out = html.push(&piece);
+                    if !out.is_empty() {
+                        return Some((Ok(Bytes::from(out)), (body, html, false)));
+                    }
+                }
+                Some(Err(e)) => return Some((Err(e), (body, html, true))),
+                None => return Some((Ok(Bytes::from(html.end())), (body, html, true))),
+            }
+        }
+    });
+    http::Response::from_parts(parts, Body::from_stream(pieces))
 }
 
 /// Relative links of pages work only below a directory: `.../proxy` becomes `.../proxy/`.
-fn redirect(request: &Request) -> Answer {
-    if !matches!(request.parts.method, Method::GET | Method::HEAD) {
-        return Err(Status::bad_request(
-            "the path after proxy is missing, at least a slash is needed",
-        ));
-    }
-    let mut to = format!("{}/", request.parts.uri.path());
-    if let Some(q) = request.parts.uri.query() {
-        to = format!("{to}?{q}");
-    }
+fn redirect(to: &str) -> Answer {
     let mut r = http::Response::new(Body::empty());
     *r.status_mut() = StatusCode::MOVED_PERMANENTLY;
     r.headers_mut().insert(
         header::LOCATION,
-        HeaderValue::from_str(&to).map_err(Status::internal)?,
+        HeaderValue::from_str(to).map_err(Status::internal)?,
     );
     Ok(r)
-}
-
-/// Upstream's IsProxyableIP: whoever may write a pod's status or an endpoint must not reach the server's own machine by it.
-fn proxyable(host: &str) -> bool {
-    match host.parse::<IpAddr>().map(|a| a.to_canonical()) {
-        Ok(IpAddr::V4(a)) => {
-            !(a.is_loopback()
-                || a.is_link_local()
-                || a.is_multicast()
-                || a.is_unspecified()
-                || a.is_broadcast())
-        }
-        Ok(IpAddr::V6(a)) => {
-            !(a.is_loopback()
-                || a.is_unicast_link_local()
-                || a.is_multicast()
-                || a.is_unspecified())
-        }
-        Err(_) => false,
-    }
 }
 
 /// To the node's kubelet.
@@ -143,23 +240,32 @@ fn proxyable(host: &str) -> bool {
 /// # Errors
 /// 400, 404, 503.
 pub async fn node(app: &Arc<App>, request: Request) -> Answer {
-    let id = request.info.name.clone();
-    let id = split(&id).ok_or_else(|| bad("node", &id))?;
-    let Some(path) = rest(&request, 5) else {
-        return redirect(&request);
+    let given = request.info.name.clone();
+    let id = split(&given).ok_or_else(|| bad("node", &given))?;
+    let kubelet = app.special.kubelet.target(app, id.name, String::new())?;
+    let mut place = Where {
+        host: kubelet.host,
+        port: kubelet.port,
+        tls: kubelet.tls,
     };
-    let mut target = app.special.kubelet.target(app, id.name, path)?;
     if !id.port.is_empty() {
-        let port: u16 = id.port.parse().map_err(|_| bad("node", id.name))?;
-        if port != target.port {
-            // Some other server of that machine: not the kubelet's trust, and not our certificate.
-            target.port = port;
-            target.tls = (id.scheme == "https")
-                .then(|| unverified(app))
-                .transpose()?;
+        let port: u16 = id.port.parse().map_err(|_| bad("node", &given))?;
+        if port != place.port {
+            // Some other server of that machine: not the kubelet's trust, and not our certificate. Nothing proves here that
+            // the machine is the node's.
+            let object = find(app, "core/nodes", "", id.name)
+                .ok_or_else(|| Status::not_found("", "nodes", id.name))?;
+            place.host = reach::node(app, &object, port)?;
+            if reach::claimed_by_another(app, &object, &place.host) {
+                return Err(Status::bad_request(
+                    "address not allowed: another node has it, too",
+                ));
+            }
+            place.port = port;
+            place.tls = tls(app, &id, &place.host)?;
         }
     }
-    pass(app, request, target).await
+    pass(app, request, place).await
 }
 
 /// To a pod's port.
@@ -169,15 +275,8 @@ pub async fn node(app: &Arc<App>, request: Request) -> Answer {
 pub async fn pod(app: &Arc<App>, request: Request) -> Answer {
     let given = request.info.name.clone();
     let id = split(&given).ok_or_else(|| bad("pod", &given))?;
-    let Some(path) = rest(&request, 7) else {
-        return redirect(&request);
-    };
     let pod = find(app, "core/pods", &request.info.namespace, id.name)
         .ok_or_else(|| Status::not_found("", "pods", id.name))?;
-    let host = text(&pod, &["status", "podIP"]).to_string();
-    if !proxyable(&host) {
-        return Err(Status::bad_request("address not allowed"));
-    }
     let all = pod
         .pointer("/spec/containers")
         .and_then(Value::as_array)
@@ -205,15 +304,9 @@ pub async fn pod(app: &Arc<App>, request: Request) -> Answer {
             .ok_or_else(|| bad("pod", &given))?
     };
     let port = u16::try_from(number).map_err(|_| bad("pod", &given))?;
-    let target = Target {
-        host,
-        port,
-        tls: (id.scheme == "https")
-            .then(|| unverified(app))
-            .transpose()?,
-        path,
-    };
-    pass(app, request, target).await
+    let host = reach::pod(app, &pod, port)?.to_string();
+    let tls = tls(app, &id, &host)?;
+    pass(app, request, Where { host, port, tls }).await
 }
 
 /// To one of a service's endpoints, at random.
@@ -223,9 +316,6 @@ pub async fn pod(app: &Arc<App>, request: Request) -> Answer {
 pub async fn service(app: &Arc<App>, request: Request) -> Answer {
     let given = request.info.name.clone();
     let id = split(&given).ok_or_else(|| bad("service", &given))?;
-    let Some(path) = rest(&request, 7) else {
-        return redirect(&request);
-    };
     let ns = request.info.namespace.clone();
     let service = find(app, "core/services", &ns, id.name)
         .ok_or_else(|| Status::not_found("", "services", id.name))?;
@@ -254,7 +344,7 @@ pub async fn service(app: &Arc<App>, request: Request) -> Answer {
             ))
         })?;
     let slices = list(app, "discovery.k8s.io/endpointslices", &ns);
-    let mut ends: Vec<(String, u16)> = Vec::new();
+    let mut ends: Vec<(Result<IpAddr, Status>, u16)> = Vec::new();
     for s in slices.iter().filter(|s| {
         s["metadata"]["labels"]
             .get("kubernetes.io/service-name")
@@ -283,26 +373,32 @@ pub async fn service(app: &Arc<App>, request: Request) -> Answer {
                     .flatten()
                     .filter_map(Value::as_str)
                     .take(1)
-                    .map(|a| (a.to_string(), port)),
+                    .map(|a| (reach::endpoint(app, &ns, e, a, port), port)),
             );
         }
     }
     if ends.is_empty() {
         return Err(unavailable());
     }
-    let (host, port) = ends.swap_remove(rand::random_range(0..ends.len()));
-    if !proxyable(&host) {
-        return Err(Status::bad_request("address not allowed"));
+    // Those that may be reached, or the reason why none may.
+    if ends.iter().any(|(ip, _)| ip.is_ok()) {
+        ends.retain(|(ip, _)| ip.is_ok());
     }
-    let target = Target {
-        host,
-        port,
-        tls: (id.scheme == "https")
-            .then(|| unverified(app))
-            .transpose()?,
-        path,
-    };
-    pass(app, request, target).await
+    let (ip, port) = ends.swap_remove(rand::random_range(0..ends.len()));
+    let host = ip?.to_string();
+    let tls = tls(app, &id, &host)?;
+    pass(app, request, Where { host, port, tls }).await
+}
+
+fn tls(
+    app: &App,
+    id: &Id<'_>,
+    host: &str,
+) -> Result<Option<(Arc<rustls::ClientConfig>, String)>, Status> {
+    if id.scheme != "https" {
+        return Ok(None);
+    }
+    Ok(Some((unverified(app)?, host.to_string())))
 }
 
 /// TLS to pods: their certificates are whatever they are, as upstream has it.
@@ -385,22 +481,5 @@ mod tests {
         assert_eq!(split("ftp:web:1"), None);
         assert_eq!(split("a:b:c:d"), None);
         assert_eq!(split(""), None);
-    }
-
-    #[test]
-    fn nobody_is_proxied_to_the_servers_own_machine() {
-        for bad in [
-            "127.0.0.1",
-            "::1",
-            "169.254.169.254",
-            "0.0.0.0",
-            "::ffff:127.0.0.1",
-            "fe80::1",
-            "localhost",
-            "",
-        ] {
-            assert!(!proxyable(bad), "{bad}");
-        }
-        assert!(proxyable("10.42.0.7") && proxyable("fd00::7"));
     }
 }

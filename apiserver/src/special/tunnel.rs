@@ -3,17 +3,18 @@
 
 use crate::http::Answer;
 use axum::body::Body;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
+use skiff_api::bearer;
 use skiff_api::status::Status;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -24,8 +25,8 @@ pub struct Target {
     pub host: String,
     /// Port.
     pub port: u16,
-    /// With TLS, and whom to trust.
-    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// With TLS: whom to trust, and whose name the other side has to prove.
+    pub tls: Option<(Arc<rustls::ClientConfig>, String)>,
     /// Path and query, escaped.
     pub path: String,
 }
@@ -58,29 +59,86 @@ pub fn asks_upgrade(headers: &HeaderMap) -> bool {
             })
 }
 
-/// What is between two neighbours only (RFC 9110, 7.6.1), and what is for us alone.
-fn stays(name: &HeaderName, upgrading: bool) -> bool {
-    match name.as_str() {
-        "connection" | "upgrade" => !upgrading,
-        "host"
-        | "authorization"
-        | "proxy-authorization"
-        | "keep-alive"
-        | "proxy-connection"
-        | "te"
-        | "trailer"
-        | "transfer-encoding"
-        | "content-length" => true,
-        n => n.starts_with("impersonate-"),
+/// What is between two neighbours only (RFC 9110, 7.6.1), besides what `Connection` names.
+const HOPS: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+];
+
+/// What is for us alone: who the caller is and proves it, or what we say of them.
+fn ours(name: &str) -> bool {
+    matches!(
+        name,
+        "host" | "authorization" | "proxy-authorization" | "cookie" | "content-length"
+    ) || name.starts_with("impersonate-")
+        || name.starts_with("x-remote-")
+}
+
+/// The names that `Connection` declares to be of this hop.
+fn named(headers: &HeaderMap) -> Vec<String> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .map(|t| t.trim().to_ascii_lowercase())
+        .collect()
+}
+
+/// The headers of a request that are passed on.
+fn onward(headers: &HeaderMap, upgrading: bool) -> HeaderMap {
+    let named = named(headers);
+    let mut out = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let n = name.as_str();
+        if ours(n) || HOPS.contains(&n) || named.iter().any(|t| t == n) {
+            continue;
+        }
+        if n == "sec-websocket-protocol" {
+            // A token may be among the protocols.
+            let left = value.to_str().ok().and_then(bearer::without_tokens);
+            if let Some(v) = left.and_then(|v| HeaderValue::from_str(&v).ok()) {
+                out.append(name, v);
+            }
+            continue;
+        }
+        out.append(name, value.clone());
+    }
+    if upgrading && let Some(protocol) = headers.get(header::UPGRADE) {
+        out.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        out.insert(header::UPGRADE, protocol.clone());
+    }
+    out
+}
+
+/// Takes what was of the other hop only out of an answer.
+fn homeward(headers: &mut HeaderMap) {
+    for n in named(headers) {
+        headers.remove(n);
+    }
+    for n in HOPS {
+        headers.remove(n);
+    }
+}
+
+/// `host:port`, with brackets where they are needed.
+pub fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
     }
 }
 
 async fn connect(target: &Target) -> Result<Box<dyn Stream>, String> {
-    let address = if target.host.contains(':') {
-        format!("[{}]:{}", target.host, target.port)
-    } else {
-        format!("{}:{}", target.host, target.port)
-    };
+    let address = authority(&target.host, target.port);
     let dial = async {
         // Addresses are numbers nearly always; a name is resolved by the system.
         let tcp = TcpStream::connect(&address)
@@ -92,12 +150,11 @@ async fn connect(target: &Target) -> Result<Box<dyn Stream>, String> {
                 }
                 _ => format!("dial tcp {address}: {e}"),
             })?;
-        let _ = tcp.set_nodelay(true);
-        let Some(tls) = &target.tls else {
+        let _ = skiff_https::watch_over(&tcp);
+        let Some((tls, name)) = &target.tls else {
             return Ok(Box::new(tcp) as Box<dyn Stream>);
         };
-        let name = ServerName::try_from(target.host.clone())
-            .map_err(|e| format!("{}: {e}", target.host))?;
+        let name = ServerName::try_from(name.clone()).map_err(|e| format!("{name}: {e}"))?;
         let stream = tokio_rustls::TlsConnector::from(tls.clone())
             .connect(name, tcp)
             .await
@@ -110,11 +167,11 @@ async fn connect(target: &Target) -> Result<Box<dyn Stream>, String> {
     }
 }
 
-/// Sends the request on. An answer of 101 connects the two ends byte by byte until one of them ends or the server stops.
+/// Sends the request on. An answer of 101 connects the two ends byte by byte until one of them ends, or `ended` comes back.
 ///
 /// # Errors
 /// 503 when the other side cannot be reached or does not answer as HTTP.
-pub async fn forward(target: Target, request: Forward, cancel: &CancellationToken) -> Answer {
+pub async fn forward(target: Target, request: Forward, ended: BoxFuture<'static, ()>) -> Answer {
     let failed = |e: String| Status::internal(format!("error dialing backend: {e}"));
     let io = connect(&target).await.map_err(failed)?;
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
@@ -138,16 +195,8 @@ pub async fn forward(target: Target, request: Forward, cancel: &CancellationToke
         .path
         .parse()
         .map_err(|e| Status::bad_request(format!("path {:?}: {e}", target.path)))?;
-    for (k, v) in &request.headers {
-        if !stays(k, upgrading) {
-            out.headers_mut().append(k.clone(), v.clone());
-        }
-    }
-    let host = if target.host.contains(':') {
-        format!("[{}]:{}", target.host, target.port)
-    } else {
-        format!("{}:{}", target.host, target.port)
-    };
+    *out.headers_mut() = onward(&request.headers, upgrading);
+    let host = authority(&target.host, target.port);
     out.headers_mut().insert(
         header::HOST,
         HeaderValue::from_str(&host).map_err(|e| failed(e.to_string()))?,
@@ -164,7 +213,6 @@ pub async fn forward(target: Target, request: Forward, cancel: &CancellationToke
         };
         let backend = hyper::upgrade::on(&mut answer);
         let (parts, _) = answer.into_parts();
-        let cancel = cancel.clone();
         tokio::spawn(async move {
             let (client, backend) = match tokio::try_join!(client, backend) {
                 Ok(both) => both,
@@ -175,7 +223,7 @@ pub async fn forward(target: Target, request: Forward, cancel: &CancellationToke
             };
             let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
             tokio::select! {
-                () = cancel.cancelled() => {}
+                () = ended => {}
                 r = tokio::io::copy_bidirectional(&mut client, &mut backend) => {
                     if let Err(e) = r {
                         tracing::debug!(error = %e, "a tunnel ended");
@@ -186,13 +234,7 @@ pub async fn forward(target: Target, request: Forward, cancel: &CancellationToke
         return Ok(http::Response::from_parts(parts, Body::empty()));
     }
     let (mut parts, body) = answer.into_parts();
-    for name in [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        HeaderName::from_static("keep-alive"),
-    ] {
-        parts.headers.remove(name);
-    }
+    homeward(&mut parts.headers);
     // Keeps the connection for as long as its body is read.
     let body = body.map_frame(move |f| {
         let _ = &sender;
@@ -216,13 +258,48 @@ mod tests {
             HeaderValue::from_static("keep-alive, Upgrade"),
         );
         assert!(asks_upgrade(&h));
-        assert!(
-            stays(&HeaderName::from_static("authorization"), true)
-                && !stays(&HeaderName::from_static("upgrade"), true)
+    }
+
+    #[test]
+    fn nothing_of_the_caller_is_passed_on_and_connection_cannot_say_what_is() {
+        let mut h = HeaderMap::new();
+        for (k, v) in [
+            ("authorization", "Bearer x"),
+            ("cookie", "session=x"),
+            ("impersonate-user", "admin"),
+            ("impersonate-extra-a", "b"),
+            ("x-remote-user", "admin"),
+            ("x-remote-extra-a", "b"),
+            ("proxy-authorization", "x"),
+            ("te", "trailers"),
+            ("x-mine", "1"),
+            ("x-hop", "1"),
+            ("connection", "Upgrade, X-Hop"),
+            ("upgrade", "websocket"),
+            (
+                "sec-websocket-protocol",
+                "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.eA",
+            ),
+            ("accept", "*/*"),
+        ] {
+            h.append(k, HeaderValue::from_static(v));
+        }
+        let names = |h: &HeaderMap| {
+            let mut n: Vec<String> = h.keys().map(ToString::to_string).collect();
+            n.sort();
+            n
+        };
+        let plain = onward(&h, false);
+        assert_eq!(
+            names(&plain),
+            ["accept", "sec-websocket-protocol", "x-mine"]
         );
-        assert!(
-            stays(&HeaderName::from_static("impersonate-user"), false)
-                && !stays(&HeaderName::from_static("accept"), false)
-        );
+        assert_eq!(plain["sec-websocket-protocol"], "v5.channel.k8s.io");
+        let upgrading = onward(&h, true);
+        assert_eq!(upgrading["connection"], "Upgrade");
+        assert_eq!(upgrading["upgrade"], "websocket");
+        assert!(!upgrading.contains_key("x-hop"));
+        homeward(&mut h);
+        assert!(!h.contains_key("x-hop") && !h.contains_key("connection"));
     }
 }

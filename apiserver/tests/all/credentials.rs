@@ -135,7 +135,7 @@ fn the_old_watch_path_only_watches() {
     });
 }
 
-async fn token(namespace: &str, spec: Value) -> String {
+pub async fn token(namespace: &str, spec: Value) -> String {
     let a = post(
         &format!("/api/v1/namespaces/{namespace}/serviceaccounts/default/token"),
         json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}),

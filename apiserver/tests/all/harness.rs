@@ -44,9 +44,16 @@ pub fn server() -> &'static Handle {
 
 /// A server of one's own, for tests that would disturb others.
 pub async fn another_server() -> Handle {
+    another_server_with(|_| {}).await
+}
+
+/// The same, with other settings.
+pub async fn another_server_with(change: impl FnOnce(&mut Config)) -> Handle {
     // The directory stays for the process's life and goes with the machine's temporary files.
     let dir = tempfile::tempdir().expect("a directory").keep();
-    server_with(config(&dir), CancellationToken::new()).await
+    let mut config = config(&dir);
+    change(&mut config);
+    server_with(config, CancellationToken::new()).await
 }
 
 /// A configuration for tests.

@@ -14,12 +14,13 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// A kubelet as far as HTTP goes: it takes only clients of the cluster's client authority, shows what was asked for, and
 /// sends back in capitals what comes over an upgraded connection.
-async fn kubelet() -> u16 {
+pub async fn kubelet(ns: &str) -> u16 {
+    let node = format!("node-{ns}");
     let pki = &server().app().auth.pki;
     let pair = pki
         .issue_server(
-            "system:node:real",
-            &["real".into()],
+            &format!("system:node:{node}"),
+            std::slice::from_ref(&node),
             &[[127, 0, 0, 1].into()],
         )
         .expect("certificate");
@@ -114,7 +115,7 @@ fn refuse(code: u16, why: &str) -> Response<Body> {
     a
 }
 
-async fn world(ns: &str, port: u16) {
+pub async fn world(ns: &str, port: u16) {
     let node = format!("node-{ns}");
     post(
         "/api/v1/namespaces",
@@ -174,7 +175,7 @@ async fn world(ns: &str, port: u16) {
 #[test]
 fn logs_come_from_the_kubelet_of_the_pods_node() {
     run(async {
-        world("logs", kubelet().await).await;
+        world("logs", kubelet("logs").await).await;
         let p = "/api/v1/namespaces/logs/pods";
         let a = get(&format!(
             "{p}/p/log?follow=true&tailLines=5&sinceTime=2026-01-01T00:00:00Z&previous=false"
@@ -235,7 +236,7 @@ fn logs_come_from_the_kubelet_of_the_pods_node() {
 #[test]
 fn nodes_are_proxied_with_path_query_and_body() {
     run(async {
-        world("nproxy", kubelet().await).await;
+        world("nproxy", kubelet("nproxy").await).await;
         let a = ask(
             "PUT",
             "/api/v1/nodes/node-nproxy/proxy/configz/x%20y?a=b",
@@ -286,7 +287,7 @@ fn an_unreachable_kubelet_is_said_to_be_so() {
 #[test]
 fn exec_needs_an_upgrade_a_command_and_a_running_pod() {
     run(async {
-        world("exec", kubelet().await).await;
+        world("exec", kubelet("exec").await).await;
         let p = "/api/v1/namespaces/exec/pods";
         let a = post(&format!("{p}/p/exec?command=ls&stdout=true"), Value::Null).await;
         assert_eq!((a.code, a.message()), (400, "Upgrade request required"));
@@ -308,7 +309,7 @@ fn exec_needs_an_upgrade_a_command_and_a_running_pod() {
 #[test]
 fn upgraded_connections_pass_through_byte_by_byte() {
     run(async {
-        world("spdy", kubelet().await).await;
+        world("spdy", kubelet("spdy").await).await;
         let app = server().app();
         let mut roots = rustls::RootCertStore::empty();
         use rustls::pki_types::pem::PemObject;

@@ -10,6 +10,8 @@ mod harness;
 mod kubelet;
 mod memory;
 mod nodes;
+mod perimeter;
+mod proxy;
 mod reads;
 mod rights;
 mod services;

@@ -211,6 +211,20 @@ impl Cluster {
         })
     }
 
+    /// The port of the API, as the kubeconfig has it.
+    ///
+    /// # Errors
+    /// There is no kubeconfig yet.
+    pub fn api_port(&self) -> Result<u16> {
+        let text = std::fs::read_to_string(&self.kubeconfig)?;
+        let server = text
+            .lines()
+            .find_map(|l| l.trim().strip_prefix("server: "))
+            .context("no server in the kubeconfig")?;
+        let port = server.rsplit(':').next().context("no port")?;
+        Ok(port.parse()?)
+    }
+
     /// Runs kubectl and gives its standard output.
     ///
     /// # Errors

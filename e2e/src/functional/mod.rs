@@ -7,6 +7,7 @@ mod api;
 mod batch;
 mod hostile_files;
 mod network;
+mod perimeter;
 mod pods;
 mod streams;
 mod volumes;
@@ -113,6 +114,14 @@ pub const TESTS: &[(&str, Test)] = &[
         network::services,
     ),
     ("a_service_without_endpoints_refuses", network::no_endpoints),
+    (
+        "the_nodes_server_asks_who_and_whether_they_may",
+        perimeter::node_server,
+    ),
+    (
+        "a_followed_log_ends_with_its_credential",
+        perimeter::streams_end_with_their_credential,
+    ),
     ("logs_follow_tail_and_previous", streams::logs),
     (
         "exec_runs_commands_and_gives_their_exit_codes",

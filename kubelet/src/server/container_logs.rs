@@ -1,13 +1,13 @@
 //! `/containerLogs`: checks what is asked for and streams the log (upstream server.go getContainerLogs). Owns the query
 //! parameters; reading is `logs::read`.
 
-use super::{Failure, find, query};
+use super::{Failure, Life, find, query};
 use crate::kubelet::Kubelet;
 use crate::logs::read::{Options, stream};
 use crate::pod::spec;
 use crate::pod::view::RunState;
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::{SignedDuration, Timestamp};
@@ -72,6 +72,7 @@ pub async fn get(
     State(k): State<Arc<Kubelet>>,
     Path((namespace, pod, container)): Path<(String, String, String)>,
     RawQuery(text): RawQuery,
+    mut request: Request,
 ) -> Result<Response, Failure> {
     let (options, previous) = options(&text.unwrap_or_default(), Timestamp::now())
         .map_err(|m| Failure(StatusCode::UNPROCESSABLE_ENTITY, m))?;
@@ -137,11 +138,17 @@ pub async fn get(
     });
     let body =
         futures::stream::unfold(rx, |mut rx| async move { rx.recv().await.map(|c| (c, rx)) });
-    Ok((
-        [(header::CONTENT_TYPE, "text/plain")],
-        Body::from_stream(body),
-    )
-        .into_response())
+    let life = request.extensions_mut().remove::<Life>();
+    let ended = async move {
+        match life {
+            Some(life) => life.ended().await,
+            None => std::future::pending().await,
+        }
+    };
+    let body = Body::from_stream(futures::StreamExt::take_until(body, Box::pin(ended)));
+    let mut response = ([(header::CONTENT_TYPE, "text/plain")], body).into_response();
+    response.extensions_mut().insert(skiff_https::LongRunning);
+    Ok(response)
 }
 
 fn waiting(

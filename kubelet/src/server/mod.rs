@@ -1,6 +1,7 @@
-//! The node's HTTPS server on :10250 (upstream pkg/kubelet/server): logs, exec, attach, port-forward, pods, stats. Owns
-//! authentication by client certificate and the routes; streams are the runtime's, this only hands bytes through.
+//! The node's HTTPS server on :10250 (upstream pkg/kubelet/server): logs, exec, attach, port-forward, pods, stats. Owns the
+//! routes, behind which nobody gets without [`auth`]; streams are the runtime's, this only hands bytes through.
 
+pub mod auth;
 pub mod container_logs;
 pub mod stats;
 pub mod streaming;
@@ -9,30 +10,38 @@ use crate::config::Config;
 use crate::kubelet::Kubelet;
 use crate::pod::spec;
 use crate::pod::worker::Handle;
+use auth::{Auth, Connection};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
 use k8s_openapi::api::core::v1::Pod;
-use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
+use skiff_https::{AnyCertificate, ClientCa, Limits, Settings};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 /// A socket that listens, with the TLS settings for what it accepts.
 pub struct Listener {
     tcp: TcpListener,
-    tls: TlsAcceptor,
+    tls: Arc<rustls::ServerConfig>,
+    ca: ClientCa,
 }
+
+/// Connections: one API server has many streams here, and some collect metrics.
+const LIMITS: Limits = Limits {
+    total: 2048,
+    per_address: 1024,
+    strangers: 256,
+    strangers_per_address: 128,
+};
+/// How long an answer may take that is no log and no stream.
+const REQUEST: Duration = Duration::from_secs(60);
 
 /// Takes the port and reads the certificates.
 ///
@@ -44,23 +53,12 @@ pub async fn bind(config: &Config) -> Result<Listener, String> {
         .map_err(|e| format!("the serving certificate is no PEM: {e:?}"))?;
     let key = PrivateKeyDer::from_pem_slice(&config.tls_key_pem)
         .map_err(|e| format!("the serving key is no PEM: {e:?}"))?;
-    let mut roots = RootCertStore::empty();
-    for ca in CertificateDer::pem_slice_iter(&config.client_ca_pem) {
-        let ca = ca.map_err(|e| format!("the client CA is no PEM: {e:?}"))?;
-        roots
-            .add(ca)
-            .map_err(|e| format!("the client CA cannot be used: {e}"))?;
-    }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    // A client without a certificate is let in as far as a 401, so that it learns why.
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| format!("the client CA cannot be used: {e}"))?;
+    let ca = ClientCa::new(&config.client_ca_pem, provider.clone())?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(AnyCertificate(ca.clone())))
         .with_single_cert(certs, key)
         .map_err(|e| format!("the serving certificate cannot be used: {e}"))?;
     // Upgrades are HTTP/1.1.
@@ -73,63 +71,87 @@ pub async fn bind(config: &Config) -> Result<Listener, String> {
     })?;
     Ok(Listener {
         tcp,
-        tls: TlsAcceptor::from(Arc::new(tls)),
+        tls: Arc::new(tls),
+        ca,
     })
 }
 
 /// Serves until the kubelet stops.
 pub async fn run(k: Arc<Kubelet>, listener: Listener) {
-    let router = router(k.clone());
-    loop {
-        let stream = tokio::select! {
-            () = k.stop.cancelled() => return,
-            accepted = listener.tcp.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(e) => {
-                    tracing::debug!(error = %e, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
-        };
-        let (tls, router, stop) = (listener.tls.clone(), router.clone(), k.stop.clone());
-        tokio::spawn(async move {
-            let _ = stream.set_nodelay(true);
-            let Ok(Ok(stream)) =
-                tokio::time::timeout(Duration::from_secs(10), tls.accept(stream)).await
-            else {
-                return;
-            };
-            let known = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .is_some_and(|c| !c.is_empty());
-            let service = tower::service_fn(move |mut request: Request<hyper::body::Incoming>| {
-                let router = router.clone();
-                async move {
-                    if !known {
-                        return Ok::<_, std::convert::Infallible>(
-                            (StatusCode::UNAUTHORIZED, "Unauthorized").into_response(),
-                        );
-                    }
-                    request.extensions_mut().insert(());
-                    let response = tower::ServiceExt::oneshot(router, request.map(Body::new)).await;
-                    Ok(response.into_response())
-                }
-            });
-            let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            let connection = builder.serve_connection_with_upgrades(
-                TokioIo::new(stream),
-                TowerToHyperService::new(service),
-            );
-            tokio::select! {
-                () = stop.cancelled() => {}
-                r = connection => if let Err(e) = r {
-                    tracing::trace!(error = %e, "a connection ended badly");
-                }
+    let auth = Arc::new(Auth::new(
+        k.client.clone(),
+        &k.config.node_name,
+        listener.ca,
+    ));
+    serve(
+        listener.tcp,
+        listener.tls,
+        auth,
+        router(k.clone()),
+        k.stop.clone(),
+    )
+    .await;
+}
+
+/// Nobody gets to a route who may not use it.
+async fn serve(
+    tcp: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    auth: Arc<Auth>,
+    router: Router,
+    stop: tokio_util::sync::CancellationToken,
+) {
+    let settings = Settings {
+        limits: LIMITS,
+        drain: Duration::from_millis(500),
+        ..Settings::default()
+    };
+    let connect = |peer| Arc::new(Connection::new(peer));
+    let handle = move |connection: Arc<Connection>,
+                       request: http::Request<hyper::body::Incoming>| {
+        let (auth, router) = (auth.clone(), router.clone());
+        async move {
+            let request = request.map(Body::new);
+            // Streams take any time, but their beginning does not.
+            let answer = admitted(auth, router, connection, request);
+            match tokio::time::timeout(REQUEST, answer).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(refusal)) => refusal.into_response(),
+                Err(_) => Failure(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "the request took too long".into(),
+                )
+                .into_response(),
             }
-        });
+        }
+    };
+    skiff_https::accept(tcp, tls, settings, stop, connect, handle).await;
+}
+
+async fn admitted(
+    auth: Arc<Auth>,
+    router: Router,
+    connection: Arc<Connection>,
+    mut request: Request,
+) -> Result<Response, Failure> {
+    let caller = auth.authenticate(&connection, request.headers()).await?;
+    connection.peer.pass.known();
+    auth.authorize(&caller.user, request.method(), request.uri().path())
+        .await?;
+    request.extensions_mut().insert(Life(auth, caller));
+    Ok(tower::ServiceExt::oneshot(router, request)
+        .await
+        .into_response())
+}
+
+/// In the extensions of every request: for how long what opens with it may stay open.
+#[derive(Clone)]
+pub struct Life(Arc<Auth>, auth::Caller);
+
+impl Life {
+    /// Comes back when the caller's credential is no longer good.
+    pub async fn ended(&self) {
+        self.0.ended(&self.1).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! exec, attach and port-forward: asks the runtime for the address of the stream and hands the upgraded connection
 //! through, byte for byte (upstream proxies to the CRI streaming server). Knows neither SPDY nor WebSocket.
 
-use super::{Failure, find, query};
+use super::{Failure, Life, find, query};
 use crate::kubelet::Kubelet;
 use crate::pod::view::RunState;
 use axum::body::Body;
@@ -14,6 +14,9 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 type Names = (String, String, String);
+
+/// SPDY's way to agree on the subprotocol.
+const STREAM_VERSION: &str = "x-stream-protocol-version";
 
 /// What a request for streams says.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -246,8 +249,20 @@ async fn tunnel(url: &str, mut request: Request) -> Result<Response, Failure> {
         .method(request.method().clone())
         .uri(path);
     for (name, value) in request.headers() {
-        if name != header::HOST && name != header::AUTHORIZATION {
-            onward = onward.header(name, value);
+        // What the runtime needs of the protocol's own; whoever the caller is does not concern it.
+        match name.as_str() {
+            "sec-websocket-protocol" => {
+                let left = value
+                    .to_str()
+                    .ok()
+                    .and_then(skiff_api::bearer::without_tokens);
+                if let Some(left) = left {
+                    onward = onward.header(name, left);
+                }
+            }
+            "connection" | "upgrade" | STREAM_VERSION => onward = onward.header(name, value),
+            n if n.starts_with("sec-websocket-") => onward = onward.header(name, value),
+            _ => {}
         }
     }
     let onward = onward
@@ -262,12 +277,22 @@ async fn tunnel(url: &str, mut request: Request) -> Result<Response, Failure> {
         return Ok(answer.map(Body::new));
     }
     let theirs = hyper::upgrade::on(&mut answer);
+    let life = request.extensions_mut().remove::<Life>();
     let ours = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         match tokio::try_join!(ours, theirs) {
             Ok((ours, theirs)) => {
                 let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
-                let _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await;
+                let ended = async {
+                    match &life {
+                        Some(life) => life.ended().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs) => {}
+                    () = ended => tracing::debug!("a stream ended with its caller's credential"),
+                }
             }
             Err(e) => tracing::debug!(error = %e, "a stream could not be handed through"),
         }

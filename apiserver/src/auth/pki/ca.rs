@@ -235,7 +235,7 @@ impl Ca {
             dir.join(format!("{file}.key")),
         );
         if let (Some(cert_pem), Some(key_pem)) = (read(&cert_path)?, read(&key_path)?)
-            && self.will_do(&cert_pem, &key_pem, wanted, at)
+            && self.will_do(&cert_pem, &key_pem, cn, wanted, at)
         {
             return Ok(Pair { cert_pem, key_pem });
         }
@@ -245,7 +245,14 @@ impl Ca {
         Ok(pair)
     }
 
-    pub(super) fn will_do(&self, cert_pem: &str, key_pem: &str, wanted: &Use, at: u64) -> bool {
+    pub(super) fn will_do(
+        &self,
+        cert_pem: &str,
+        key_pem: &str,
+        cn: &str,
+        wanted: &Use,
+        at: u64,
+    ) -> bool {
         let Ok(der) = CertificateDer::from_pem_slice(cert_pem.as_bytes()) else {
             return false;
         };
@@ -267,8 +274,19 @@ impl Ca {
         if until < at + RENEW_DAYS * DAY {
             return false;
         }
-        let Use::Server { names, ips } = wanted else {
-            return true;
+        // Whose it is must be as wanted, too: rights follow the name and the groups.
+        let subject = cert.subject();
+        if !subject.iter_common_name().map(|n| n.as_str()).eq([Ok(cn)]) {
+            return false;
+        }
+        let (names, ips) = match wanted {
+            Use::Server { names, ips } => (names, ips),
+            Use::Client { organizations } => {
+                return subject
+                    .iter_organization()
+                    .map(|o| o.as_str())
+                    .eq(organizations.iter().map(|o| Ok(o.as_str())));
+            }
         };
         let Ok(Some(san)) = cert.subject_alternative_name() else {
             return false;

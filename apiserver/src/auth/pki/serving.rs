@@ -1,16 +1,12 @@
-//! The TLS side of the API server: its certificate, renewed by the first handshake after it has become old, and the taking of
-//! any client certificate. Owns no files of its own.
+//! The TLS side of the API server: its certificate, renewed by the first handshake after it has become old. Owns no files of
+//! its own.
 
 use super::ca::{Ca, DAY, RENEW_DAYS, Use, now};
 use super::{certified, until};
 use parking_lot::RwLock;
-use rustls::DigitallySignedStruct;
-use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::{CertificateDer, UnixTime};
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -65,47 +61,5 @@ impl ResolvesServerCert for Serving {
             }
         }
         Some(current.0.clone())
-    }
-}
-
-/// Takes any client certificate whose key the client has.
-#[derive(Debug)]
-pub(super) struct AnyCertificate {
-    pub(super) hints: Arc<dyn ClientCertVerifier>,
-}
-
-impl ClientCertVerifier for AnyCertificate {
-    fn root_hint_subjects(&self) -> &[rustls::DistinguishedName] {
-        self.hints.root_hint_subjects()
-    }
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.hints.verify_tls12_signature(message, cert, dss)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.hints.verify_tls13_signature(message, cert, dss)
-    }
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.hints.supported_verify_schemes()
     }
 }

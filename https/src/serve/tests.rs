@@ -119,10 +119,9 @@ impl Server {
     }
     async fn http2(&self) -> (Sender, tokio::task::JoinHandle<hyper::Result<()>>) {
         let io = TokioIo::new(self.tls(b"h2").await);
-        let (sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
-                .await
-                .expect("http/2");
+        let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
+            .await
+            .expect("http/2");
         (sender, tokio::spawn(connection))
     }
 }
@@ -219,7 +218,10 @@ async fn an_idle_connection_is_ended() {
     assert!(a.starts_with("HTTP/1.1 200") && a.ends_with("ok"), "{a}");
     until_closed(&mut never).await;
     let (mut sender, connection) = s.http2().await;
-    assert_eq!(sender.send_request(get("/")).await.expect("ok").status(), 200);
+    assert_eq!(
+        sender.send_request(get("/")).await.expect("ok").status(),
+        200
+    );
     tokio::time::timeout(Duration::from_secs(20), connection)
         .await
         .expect("the server holds an idle HTTP/2 connection")
