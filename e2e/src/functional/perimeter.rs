@@ -57,9 +57,8 @@ pub fn node_server(c: &Cluster) -> Result<()> {
     let header = format!("Authorization: Bearer {}", token.trim());
     let bearer = ["-H", header.as_str()];
     let a = ask(c, &ip, &bearer, "/metrics/resource")?;
-    let refused = format!(
-        "Forbidden (user={account}, verb=get, resource=nodes, subresource(s)=[metrics])"
-    );
+    let refused =
+        format!("Forbidden (user={account}, verb=get, resource=nodes, subresource(s)=[metrics])");
     ensure!(a == (403, refused), "{a:?}");
     let role = format!("perimeter-{}", ns.name);
     c.kubectl(&[
@@ -109,14 +108,20 @@ pub fn node_server(c: &Cluster) -> Result<()> {
         file("client-kube-apiserver.key"),
     );
     let port = c.api_port()?;
-    let said = output(c.inside("curl").args(["-sk", "--cert", &cert, "--key", &key]).arg(
-        format!("https://127.0.0.1:{port}/api/v1/secrets"),
-    ))?;
+    let said = output(
+        c.inside("curl")
+            .args(["-sk", "--cert", &cert, "--key", &key])
+            .arg(format!("https://127.0.0.1:{port}/api/v1/secrets")),
+    )?;
     ensure!(
         said.contains("User \\\"kube-apiserver-kubelet-client\\\" cannot list resource"),
         "{said}"
     );
-    let proxied = c.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/healthz")])?;
+    let proxied = c.kubectl(&[
+        "get",
+        "--raw",
+        &format!("/api/v1/nodes/{node}/proxy/healthz"),
+    ])?;
     ensure!(proxied == "ok", "{proxied}");
     Ok(())
 }
@@ -130,7 +135,13 @@ pub fn streams_end_with_their_credential(c: &Cluster) -> Result<()> {
     ns.wait_pod("p")?;
     ns.kubectl(&["create", "serviceaccount", "leaver"])?;
     let account = format!("--serviceaccount={}:leaver", ns.name);
-    ns.kubectl(&["create", "rolebinding", "leaver", "--clusterrole=admin", &account])?;
+    ns.kubectl(&[
+        "create",
+        "rolebinding",
+        "leaver",
+        "--clusterrole=admin",
+        &account,
+    ])?;
     let token = ns.kubectl(&["create", "token", "leaver"])?;
     let (token, port) = (token.trim().to_string(), c.api_port()?);
     let mut follow = c

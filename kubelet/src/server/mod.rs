@@ -2,6 +2,7 @@
 //! routes, behind which nobody gets without [`auth`]; streams are the runtime's, this only hands bytes through.
 
 pub mod auth;
+pub mod configz;
 pub mod container_logs;
 pub mod stats;
 pub mod streaming;
@@ -159,6 +160,7 @@ fn router(k: Arc<Kubelet>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/healthz/ping", get(|| async { "ok" }))
+        .route("/configz", get(configz::get))
         .route("/pods", get(pods))
         .route("/pods/", get(pods))
         .route("/runningpods", get(running_pods))
