@@ -18,6 +18,29 @@ use std::fmt;
 /// Upstream reports at most this many strict errors of an object.
 const MAX_STRICT_ERRORS: usize = 100;
 
+/// How long the text of a strict error may be.
+const MAX_STRICT_TEXT: usize = 1024;
+
+/// How deep values may lie in each other. What is stored must be readable by everybody: serde_json's readers stop at 128, and
+/// lists, watch events and managedFields add a few levels.
+pub const MAX_DEPTH: usize = 100;
+
+/// The same for YAML, whose reader takes far more of the stack for each level.
+const MAX_YAML_DEPTH: usize = 64;
+
+/// How many items a list inside an object may have. Upstream knows no such limit but etcd's of bytes; what looks at each item
+/// beside each other item takes seconds beyond it.
+pub const MAX_ITEMS: usize = 10_000;
+
+/// How many bytes of keys and scalars a YAML document may come to once its aliases are followed: no more than a request may
+/// have without any.
+const MAX_YAML_TEXT: usize = 3 * 1024 * 1024;
+
+/// The one struct with a time that is neither a pointer nor optional.
+const CONDITION: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Condition";
+const TRANSITION: &str = "lastTransitionTime";
+const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+
 /// What unknown and duplicate fields do (`fieldValidation`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strictness {
@@ -53,6 +76,20 @@ pub struct Expect<'a> {
     pub kind: &'a str,
     /// Its definition; none for kinds made at run time, whose own schema prunes them (their metadata is checked here).
     pub schema: Option<&'static TypeDef>,
+    /// Other versions of the kind that are taken too, because they are read the same.
+    pub also: Also,
+}
+
+/// Which other group versions a body may be in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Also {
+    /// None.
+    #[default]
+    None,
+    /// This one.
+    Version(&'static str, &'static str),
+    /// Every one in which the kind is known (DeleteOptions, which each group has).
+    Any,
 }
 
 impl<'a> Expect<'a> {
@@ -63,6 +100,7 @@ impl<'a> Expect<'a> {
             version: &row.version,
             kind: &row.kind,
             schema: schema::find(&row.schema),
+            also: Also::None,
         }
     }
     /// A kind by group, version and kind (bodies of subresources, DeleteOptions).
@@ -72,6 +110,18 @@ impl<'a> Expect<'a> {
             version,
             kind,
             schema: schema::by_gvk(group, version, kind),
+            also: Also::None,
+        }
+    }
+    /// The same, in other versions too.
+    pub fn also(self, also: Also) -> Self {
+        Self { also, ..self }
+    }
+    fn accepts(&self, group: &str, version: &str) -> bool {
+        match self.also {
+            Also::None => false,
+            Also::Version(g, v) => (g, v) == (group, version),
+            Also::Any => schema::by_gvk(group, version, self.kind).is_some(),
         }
     }
     fn api_version(&self) -> String {
@@ -120,8 +170,34 @@ pub fn decode(
     expect: &Expect<'_>,
     strictness: Strictness,
 ) -> Result<(Value, Vec<String>), Status> {
+    read(bytes, content_type, expect, strictness, false)
+}
+
+/// The same for the configuration of a server-side apply, which is a part of an object: nothing is filled in that its manager
+/// did not say.
+pub fn decode_applied(
+    bytes: &[u8],
+    expect: &Expect<'_>,
+    strictness: Strictness,
+) -> Result<(Value, Vec<String>), Status> {
+    read(bytes, "application/yaml", expect, strictness, true)
+}
+
+fn read(
+    bytes: &[u8],
+    content_type: &str,
+    expect: &Expect<'_>,
+    strictness: Strictness,
+    part: bool,
+) -> Result<(Value, Vec<String>), Status> {
     let encoding = Encoding::of(content_type)?;
+    if encoding == Encoding::Yaml
+        && let Some((v, ctx)) = yaml_as_json(bytes, expect, part)
+    {
+        return finish(v, ctx, expect, strictness, bytes);
+    }
     let ctx = Context::new(expect.schema.is_none());
+    ctx.borrow_mut().part = part;
     let root = Seed::root(expect, &ctx);
     let parsed: Result<Option<Value>, String> = match encoding {
         Encoding::Json => {
@@ -143,6 +219,25 @@ pub fn decode(
             bytes,
         )),
     }
+}
+
+/// A YAML body as JSON, which it mostly is (server-side apply) and which is read much faster; none when it is none, or is
+/// refused, as the YAML reader then says.
+fn yaml_as_json(
+    bytes: &[u8],
+    expect: &Expect<'_>,
+    part: bool,
+) -> Option<(Option<Value>, RefCell<Context>)> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return None;
+    }
+    let ctx = Context::new(expect.schema.is_none());
+    ctx.borrow_mut().whole_floats = true;
+    ctx.borrow_mut().part = part;
+    let mut de = serde_json::Deserializer::from_slice(bytes);
+    let v = Seed::root(expect, &ctx).deserialize(&mut de).ok()?;
+    de.end().ok()?;
+    Some((v, ctx))
 }
 
 /// The same for an object that is there already (after a patch): types are checked, unknown fields dropped.
@@ -188,6 +283,7 @@ impl<'de> serde::Deserialize<'de> for Document {
     fn deserialize<D: Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
         let ctx = Context::new(true);
         ctx.borrow_mut().whole_floats = true;
+        ctx.borrow_mut().text_left = Some(MAX_YAML_TEXT);
         let seed = Seed {
             ty: SeedType::Typed(&Type::Any),
             ctx: &ctx,
@@ -202,6 +298,7 @@ impl<'de> serde::Deserialize<'de> for Document {
 
 fn yaml(text: &str, seed: Seed<'_>) -> Result<Option<Value>, String> {
     seed.ctx.borrow_mut().whole_floats = true;
+    seed.ctx.borrow_mut().text_left = Some(MAX_YAML_TEXT.max(text.len()));
     serde_saphyr::with_deserializer_from_str_with_options(text, yaml_options(), |de| {
         seed.deserialize(de)
     })
@@ -214,8 +311,11 @@ fn yaml_options() -> serde_saphyr::Options {
     options.duplicate_keys = serde_saphyr::DuplicateKeyPolicy::PassThrough;
     options.legacy_octal_numbers = true;
     options.with_snippet = false;
+    options.alias_limits.max_total_replayed_events = 100_000;
     if let Some(b) = options.budget.as_mut() {
-        b.max_depth = 128;
+        b.max_depth = MAX_YAML_DEPTH;
+        b.max_recorded_anchor_events = 200_000;
+        b.max_recorded_anchor_bytes = 8 << 20;
     }
     options
 }
@@ -315,7 +415,9 @@ fn check_kind(
         api_version = expect.api_version();
     }
     let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
-    if kind != expect.kind || group != expect.group || version != expect.version {
+    if kind == expect.kind && expect.accepts(group, version) {
+        api_version = expect.api_version();
+    } else if kind != expect.kind || group != expect.group || version != expect.version {
         let known = schema::by_gvk(group, version, &kind).is_some();
         let message = if !known {
             format!(
@@ -376,6 +478,10 @@ struct Context {
     free_duplicates: bool,
     /// Whole floats are integers: YAML becomes JSON first upstream, and there 8.0 is written 8.
     whole_floats: bool,
+    /// It is a part of an object.
+    part: bool,
+    /// Bytes of keys and scalars that may still come; None where the input bounds them itself (JSON has no aliases).
+    text_left: Option<usize>,
 }
 
 impl Context {
@@ -388,7 +494,28 @@ impl Context {
             strict: Vec::new(),
             free_duplicates,
             whole_floats: false,
+            part: false,
+            text_left: None,
         })
+    }
+
+    /// Counts bytes of a key or scalar.
+    fn charge<E: serde::de::Error>(&mut self, bytes: usize) -> Result<(), E> {
+        if let Some(left) = &mut self.text_left {
+            *left = left
+                .checked_sub(bytes + 1)
+                .ok_or_else(|| E::custom("document contains excessive aliasing"))?;
+        }
+        Ok(())
+    }
+
+    /// Goes one level down.
+    fn enter<E: serde::de::Error>(&mut self, segment: Segment) -> Result<(), E> {
+        if self.path.len() >= MAX_DEPTH {
+            return Err(E::custom("exceeded max depth"));
+        }
+        self.path.push(segment);
+        Ok(())
     }
 
     /// The path with indices, as strict errors show it, with a last part.
@@ -418,7 +545,11 @@ impl Context {
 
     fn strict(&mut self, what: &str, last: &str) {
         if self.strict.len() < MAX_STRICT_ERRORS {
-            let text = format!("{what} field {:?}", self.full_path(last));
+            let mut text = format!("{what} field {:?}", self.full_path(last));
+            if text.len() > MAX_STRICT_TEXT {
+                // A long key on the way would be repeated by each error below it.
+                text = text.chars().take(MAX_STRICT_TEXT).collect();
+            }
             if !self.strict.contains(&text) {
                 self.strict.push(text);
             }
@@ -597,8 +728,13 @@ fn zero(ty: &'static Type) -> Value {
         Type::Double => 0.into(),
         Type::Bool => false.into(),
         Type::Quantity => "0".into(),
-        Type::Ref(_) => Value::Object(Map::new()),
-        _ => Value::Null,
+        Type::Bytes => "".into(),
+        Type::List(_) => Value::Array(Vec::new()),
+        Type::Ref(id) if id.get().name == CONDITION => {
+            Value::Object(Map::from_iter([(TRANSITION.to_string(), ZERO_TIME.into())]))
+        }
+        Type::Ref(_) | Type::Map(_) | Type::Object => Value::Object(Map::new()),
+        Type::Time | Type::MicroTime | Type::Any => Value::Null,
     }
 }
 
@@ -683,7 +819,8 @@ impl<'de> Visitor<'de> for Seed<'_> {
         })
     }
 
-    fn visit_str<E>(self, v: &str) -> Result<Self::Value, E> {
+    fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<Self::Value, E> {
+        self.ctx.borrow_mut().charge(v.len())?;
         let SeedType::Typed(ty) = self.ty else {
             return Ok(self.wrong("string"));
         };
@@ -716,7 +853,8 @@ impl<'de> Visitor<'de> for Seed<'_> {
         })
     }
 
-    fn visit_bytes<E>(self, v: &[u8]) -> Result<Self::Value, E> {
+    fn visit_bytes<E: serde::de::Error>(self, v: &[u8]) -> Result<Self::Value, E> {
+        self.ctx.borrow_mut().charge(v.len())?;
         // Only YAML's !!binary gets here.
         let text = base64::engine::general_purpose::STANDARD.encode(v);
         Ok(match self.ty {
@@ -739,10 +877,15 @@ impl<'de> Visitor<'de> for Seed<'_> {
         };
         let mut list = Vec::with_capacity(seq.size_hint().unwrap_or(0).min(1024));
         loop {
-            self.ctx.borrow_mut().path.push(Segment::Index(list.len()));
+            self.ctx.borrow_mut().enter(Segment::Index(list.len()))?;
             let item = seq.next_element_seed(self.of(element));
             self.ctx.borrow_mut().path.pop();
             match item? {
+                Some(_) if list.len() == MAX_ITEMS => {
+                    return Err(serde::de::Error::custom(format!(
+                        "Too many: a list must have at most {MAX_ITEMS} items"
+                    )));
+                }
                 Some(v) => list.push(v.unwrap_or_else(|| zero(element))),
                 None => break,
             }
@@ -789,7 +932,7 @@ impl Seed<'_> {
             if !seen.first(i) {
                 self.ctx.borrow_mut().strict("duplicate", field.name);
             }
-            self.ctx.borrow_mut().path.push(Segment::Field(field.name));
+            self.ctx.borrow_mut().enter(Segment::Field(field.name))?;
             let value = map.next_value_seed(self.of(&field.ty));
             self.ctx.borrow_mut().path.pop();
             match value? {
@@ -800,7 +943,26 @@ impl Seed<'_> {
                 _ => {}
             }
         }
-        self.ctx.borrow_mut().structs.pop();
+        let mut ctx = self.ctx.borrow_mut();
+        ctx.structs.pop();
+        // Go's zero time is null in JSON, where some clients' types have a time and nothing else; this is the same to Go.
+        if def.name == CONDITION && !ctx.part && !out.contains_key(TRANSITION) {
+            out.insert(TRANSITION.to_string(), ZERO_TIME.into());
+        }
+        // An object inside of another (a claim in a StatefulSet) is of the kind that its place says, whatever it calls itself.
+        if let [gvk] = def.gvks[..]
+            && !ctx.path.is_empty()
+        {
+            let version = match gvk.group {
+                "" => gvk.version.to_string(),
+                group => format!("{group}/{}", gvk.version),
+            };
+            for (key, value) in [("apiVersion", version.as_str()), ("kind", gvk.kind)] {
+                if let Some(given) = out.get_mut(key) {
+                    *given = value.into();
+                }
+            }
+        }
         Ok(Some(Value::Object(out)))
     }
 
@@ -814,13 +976,19 @@ impl Seed<'_> {
             if out.contains_key(&key) {
                 self.ctx.borrow_mut().strict("duplicate", &key);
             }
-            self.ctx.borrow_mut().path.push(Segment::Key(key));
+            self.ctx.borrow_mut().charge(key.len())?;
+            self.ctx.borrow_mut().enter(Segment::Key(key))?;
             let value = map.next_value_seed(self.of(element));
             let key = match self.ctx.borrow_mut().path.pop() {
                 Some(Segment::Key(k)) => k,
                 _ => continue,
             };
-            out.insert(key, value?.unwrap_or_else(|| zero(element)));
+            match (value?, element) {
+                (Some(v), _) => out.insert(key, v),
+                // A time has no zero that a reader would take.
+                (None, Type::Time | Type::MicroTime) => out.shift_remove(&key),
+                (None, _) => out.insert(key, zero(element)),
+            };
         }
         Ok(Some(Value::Object(out)))
     }
@@ -831,7 +999,8 @@ impl Seed<'_> {
             if self.ctx.borrow().free_duplicates && out.contains_key(&key) {
                 self.ctx.borrow_mut().strict("duplicate", &key);
             }
-            self.ctx.borrow_mut().path.push(Segment::Key(key));
+            self.ctx.borrow_mut().charge(key.len())?;
+            self.ctx.borrow_mut().enter(Segment::Key(key))?;
             let value = map.next_value_seed(self.of(&Type::Any));
             let key = match self.ctx.borrow_mut().path.pop() {
                 Some(Segment::Key(k)) => k,
@@ -858,7 +1027,8 @@ impl Seed<'_> {
                 "kind" => (Segment::Field("kind"), self.of(&STRING)),
                 other => (Segment::Key(other.to_string()), self.of(&Type::Any)),
             };
-            self.ctx.borrow_mut().path.push(segment);
+            self.ctx.borrow_mut().charge(key.len())?;
+            self.ctx.borrow_mut().enter(segment)?;
             let value = map.next_value_seed(seed);
             self.ctx.borrow_mut().path.pop();
             if let Some(v) = value? {
@@ -967,6 +1137,9 @@ impl<'de> serde::Deserialize<'de> for Key {
         de.deserialize_str(V)
     }
 }
+
+#[cfg(test)]
+mod bounds_tests;
 
 #[cfg(test)]
 mod tests {
@@ -1183,6 +1356,7 @@ mod tests {
             version: "v1",
             kind: "Boat",
             schema: None,
+            also: Also::None,
         };
         let (o, w) = decode(
             br#"{"metadata":{"name":"a","foo":1},"spec":{"x":[1,null]}}"#,

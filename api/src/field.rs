@@ -120,10 +120,10 @@ impl FieldError {
 
     /// The text without the path: `Invalid value: "x": must be y`.
     pub fn body(&self) -> String {
-        let shown = match &self.value {
+        let shown = cut(match &self.value {
             Value::String(s) => format!("{s:?}"),
             other => other.to_string(),
-        };
+        });
         let head = match self.kind {
             ErrorType::Required => "Required value".to_string(),
             ErrorType::Forbidden => "Forbidden".to_string(),
@@ -141,6 +141,21 @@ impl FieldError {
             format!("{head}: {}", self.detail)
         }
     }
+}
+
+/// How much of a value an error shows: the value is the client's own, and there may be many errors about it.
+const SHOWN: usize = 4096;
+
+fn cut(mut text: String) -> String {
+    if text.len() > SHOWN {
+        let mut end = SHOWN;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
 }
 
 impl std::fmt::Display for FieldError {

@@ -7,12 +7,14 @@
 pub mod bearer;
 pub mod decode;
 pub mod field;
+pub mod inert;
 pub mod jsonpath;
 pub mod kinds;
 pub mod meta;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+pub mod pod_security;
 pub mod protobuf;
 pub mod quantity;
 pub mod resource;

@@ -8,6 +8,11 @@ use crate::status::Status;
 use serde_json::Value;
 use std::borrow::Cow;
 
+/// How long the text of a selector may be, and how many requirements it may have: every object of a collection is asked, and
+/// a watch keeps it for as long as it lives. Upstream's bound is its server's on headers (1 MiB).
+const MAX_TEXT: usize = 64 * 1024;
+const MAX_REQUIREMENTS: usize = 1000;
+
 /// How a requirement compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
@@ -37,10 +42,16 @@ pub struct Requirement {
 }
 
 impl Requirement {
+    /// The values are sorted.
+    fn has(&self, value: &str) -> bool {
+        self.values
+            .binary_search_by(|x| x.as_str().cmp(value))
+            .is_ok()
+    }
     fn matches(&self, value: Option<&str>) -> bool {
         match self.op {
-            Op::In => value.is_some_and(|v| self.values.iter().any(|x| x == v)),
-            Op::NotIn => value.is_none_or(|v| !self.values.iter().any(|x| x == v)),
+            Op::In => value.is_some_and(|v| self.has(v)),
+            Op::NotIn => value.is_none_or(|v| !self.has(v)),
             Op::Exists => value.is_some(),
             Op::DoesNotExist => value.is_none(),
             Op::Gt | Op::Lt => {
@@ -92,6 +103,7 @@ impl Selector {
     /// Parses the string form `a=b,c!=d,e in (x,y),!f,g notin (z)`. The error is upstream's text, without
     /// `unable to parse requirement` wrapped around by callers.
     pub fn parse(text: &str) -> Result<Self, String> {
+        bounded(text)?;
         Parser::new(text).parse()
     }
 
@@ -214,6 +226,20 @@ impl std::fmt::Display for Selector {
         }
         Ok(())
     }
+}
+
+fn bounded(text: &str) -> Result<(), String> {
+    if text.len() > MAX_TEXT {
+        return Err(format!(
+            "the selector has {} bytes, it may not have more than {MAX_TEXT}",
+            text.len()
+        ));
+    }
+    Ok(())
+}
+
+fn too_many() -> String {
+    format!("a selector may not have more than {MAX_REQUIREMENTS} requirements")
 }
 
 /// Checks a requirement as upstream's `labels.NewRequirement`.
@@ -367,6 +393,9 @@ impl<'a> Parser<'a> {
                         .requirement()
                         .map_err(|e| format!("unable to parse requirement: {e}"))?;
                     requirements.push(r);
+                    if requirements.len() > MAX_REQUIREMENTS {
+                        return Err(too_many());
+                    }
                     match self.next(false) {
                         (Token::End, _) => break,
                         (Token::Comma, _) => {
@@ -688,8 +717,12 @@ impl FieldSelector {
 
     /// The same, for a list of fields.
     pub fn parse_fields(text: &str, fields: &[SelectableField]) -> Result<Self, Status> {
+        bounded(text).map_err(Status::bad_request)?;
         let mut requirements = Vec::new();
         for term in split_terms(text) {
+            if requirements.len() == MAX_REQUIREMENTS {
+                return Err(Status::bad_request(too_many()));
+            }
             if term.is_empty() {
                 continue;
             }
@@ -889,6 +922,28 @@ mod tests {
             f("foo").err().map(|s| s.message),
             Some("invalid selector: 'foo'; can't understand 'foo'".into())
         );
+    }
+
+    #[test]
+    fn selectors_are_bounded_in_length_and_requirements() {
+        let many = vec!["a"; 1001].join(",");
+        assert!(Selector::parse(&many).unwrap_err().contains("1000"));
+        assert!(Selector::parse(&vec!["a"; 1000].join(",")).is_ok());
+        let long = format!("a in ({})", vec!["bbbbbbbbb"; 7000].join(","));
+        assert!(Selector::parse(&long).unwrap_err().contains("65536"));
+        let fields = |text: &str| FieldSelector::parse_fields(text, &[]).map_err(|e| e.code);
+        assert_eq!(
+            fields(&vec!["metadata.name!=a"; 1001].join(",")).err(),
+            Some(400)
+        );
+        assert_eq!(
+            fields(&format!("metadata.name={}", "x".repeat(70_000))).err(),
+            Some(400)
+        );
+        let set: Vec<String> = (0..5000).map(|i| format!("v{i}")).collect();
+        let s = Selector::parse(&format!("a in ({})", set.join(","))).expect("read");
+        assert!(s.matches(&serde_json::json!({"a": "v4999"})));
+        assert!(!s.matches(&serde_json::json!({"a": "v5000"})));
     }
 
     proptest! {

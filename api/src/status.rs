@@ -28,6 +28,9 @@ fn qualified(group: &str, resource: &str) -> String {
     }
 }
 
+/// How many errors of an object a Status names: a list of a million wrong items must not become a larger answer.
+const MAX_CAUSES: usize = 100;
+
 fn details(name: &str, group: &str, kind: &str) -> Value {
     let mut d = serde_json::Map::new();
     if !name.is_empty() {
@@ -102,7 +105,12 @@ impl Status {
     }
     /// 422 with causes; `kind` is the Kind, not the plural.
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
-        let shown: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let more = errors.len().saturating_sub(MAX_CAUSES);
+        let errors = &errors[..errors.len() - more];
+        let mut shown: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        if more > 0 {
+            shown.push(format!("and {more} more errors"));
+        }
         let text = if shown.len() == 1 {
             shown[0].clone()
         } else {
@@ -155,6 +163,26 @@ impl Status {
     /// 410 with reason Expired: a resourceVersion or continue token that is too old.
     pub fn expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message)
+    }
+    /// 413 of an object that is too large for the store; the text is what etcd says, which clients look for.
+    pub fn object_too_large(
+        group: &str,
+        resource: &str,
+        name: &str,
+        size: usize,
+        limit: usize,
+    ) -> Self {
+        Self {
+            details: details(name, group, resource),
+            ..Self::new(
+                413,
+                "RequestEntityTooLarge",
+                format!(
+                    "etcdserver: request is too large: {} {name:?} would have {size} bytes, the limit is {limit}",
+                    qualified(group, resource)
+                ),
+            )
+        }
     }
     /// 415.
     pub fn unsupported_media_type(message: impl Into<String>) -> Self {

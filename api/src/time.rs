@@ -37,6 +37,11 @@ fn digits(s: &[u8], n: usize) -> Option<i64> {
     })
 }
 
+/// The first and the last second that are taken: with an offset an earlier one has no year of four digits, and a later one
+/// (after 9999-12-30T22:00:00Z) is outside of what components written with jiff can hold.
+const FIRST: i64 = -62_167_219_200;
+const LAST: i64 = 253_402_207_200;
+
 /// Seconds and nanoseconds since 1970-01-01T00:00:00Z of an RFC 3339 time with any offset and fraction.
 pub fn parse_rfc3339_nanos(text: &str) -> Option<(i64, u32)> {
     let s = text.as_bytes();
@@ -90,7 +95,7 @@ pub fn parse_rfc3339_nanos(text: &str) -> Option<(i64, u32)> {
         _ => return None,
     };
     let secs = days_from_civil(y, m, d) * 86_400 + h * 3600 + min * 60 + sec - offset;
-    Some((secs, nanos))
+    (FIRST..=LAST).contains(&secs).then_some((secs, nanos))
 }
 
 /// Seconds since 1970-01-01T00:00:00Z of an RFC 3339 time; fractions are cut off.

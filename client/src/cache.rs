@@ -1,11 +1,11 @@
 //! A cache of one kind, kept current by list and watch (client-go's reflector and informer). Owns the list+watch
 //! loop and the fan-out of changes; must not decide anything about the objects.
 
+use crate::lenient::{self, Broken, Event as Observed, Item};
 use futures::StreamExt;
 use kube::Client;
 use kube::core::params::{ListParams, WatchParams};
 use kube::core::request::Request;
-use kube::core::{ObjectList, WatchEvent};
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
 use skiff_supervise::Supervisor;
@@ -95,6 +95,9 @@ pub struct Scope {
 
 struct State<K> {
     objects: BTreeMap<ObjectKey, Arc<K>>,
+    /// What is there and cannot be read in its present state. Its last state that could be read stays among the objects:
+    /// somebody who was told that it is gone would delete what belongs to it.
+    broken: BTreeMap<ObjectKey, Broken>,
     subscribers: Vec<mpsc::UnboundedSender<Event<K>>>,
     synced: bool,
 }
@@ -170,6 +173,7 @@ impl<K: Kind> Cache<K> {
             inner: Arc::new(Inner {
                 state: RwLock::new(State {
                     objects: BTreeMap::new(),
+                    broken: BTreeMap::new(),
                     subscribers: Vec::new(),
                     synced: false,
                 }),
@@ -237,6 +241,19 @@ impl<K: Kind> Cache<K> {
         self.len() == 0
     }
 
+    /// What is there and cannot be read: such an object is missing here, or shown as it last was. Whoever concludes from
+    /// an object's absence that it is gone must look here first.
+    pub fn broken(&self) -> Vec<Broken> {
+        self.inner.state.read().broken.values().cloned().collect()
+    }
+
+    /// Is the object there, read or not?
+    pub fn knows(&self, namespace: &str, name: &str) -> bool {
+        let key = ObjectKey::new(namespace, name);
+        let state = self.inner.state.read();
+        state.objects.contains_key(&key) || state.broken.contains_key(&key)
+    }
+
     /// Every object that is there now (as `Applied` with no old), then `Synced`, then changes in order. The channel is
     /// unbounded: a subscriber must keep up (put keys into a [`crate::Queue`]) or drop the receiver.
     pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Event<K>> {
@@ -261,6 +278,7 @@ impl<K: Kind> Cache<K> {
         let key = ObjectKey::of(&object);
         let new = Arc::new(object);
         let mut state = self.inner.state.write();
+        state.broken.remove(&key);
         let old = state.objects.insert(key, new.clone());
         if let (Some(old), Some(rv)) = (&old, &new.meta().resource_version)
             && old.meta().resource_version.as_ref() == Some(rv)
@@ -273,6 +291,7 @@ impl<K: Kind> Cache<K> {
     /// Takes an object out; `last` is its final state where the watch gave one.
     pub fn remove(&self, key: &ObjectKey, last: Option<K>) {
         let mut state = self.inner.state.write();
+        state.broken.remove(key);
         let Some(old) = state.objects.remove(key) else {
             return;
         };
@@ -290,23 +309,61 @@ impl<K: Kind> Cache<K> {
         }
     }
 
-    fn replace(&self, items: Vec<K>) {
-        let fresh: std::collections::BTreeSet<ObjectKey> =
-            items.iter().map(ObjectKey::of).collect();
-        let gone: Vec<ObjectKey> = self
-            .inner
-            .state
-            .read()
-            .objects
-            .keys()
-            .filter(|k| !fresh.contains(*k))
-            .cloned()
+    /// Notes an object that is there and cannot be read, and says so once for each of its versions, without a word of what
+    /// is in it.
+    pub fn apply_broken(&self, broken: Broken) {
+        let mut state = self.inner.state.write();
+        if state.broken.get(&broken.key) == Some(&broken) {
+            return;
+        }
+        let another = state.objects.get(&broken.key).is_some_and(|o| {
+            let uid = o.meta().uid.as_deref().unwrap_or_default();
+            !broken.uid.is_empty() && broken.uid != uid
+        });
+        if another && let Some(gone) = state.objects.remove(&broken.key) {
+            // What was known by this name is gone: this is a new object.
+            state.tell(&Event::Deleted(gone));
+        }
+        let kept = state.objects.contains_key(&broken.key);
+        tracing::error!(
+            kind = %K::kind(&()),
+            namespace = broken.key.namespace,
+            name = broken.key.name,
+            resource_version = broken.version,
+            why = broken.why,
+            last_good_state_stays = kept,
+            "an object cannot be read and is left out"
+        );
+        state.broken.insert(broken.key.clone(), broken);
+    }
+
+    fn apply_item(&self, item: Item<K>) {
+        match item {
+            Ok(object) => self.apply(object),
+            Err(broken) => self.apply_broken(broken),
+        }
+    }
+
+    fn replace(&self, items: Vec<Item<K>>) {
+        let fresh: std::collections::BTreeSet<ObjectKey> = items
+            .iter()
+            .map(|i| i.as_ref().map_or_else(|b| b.key.clone(), ObjectKey::of))
             .collect();
+        let gone: Vec<ObjectKey> = {
+            let state = self.inner.state.read();
+            state
+                .objects
+                .keys()
+                .chain(state.broken.keys())
+                .filter(|k| !fresh.contains(*k))
+                .cloned()
+                .collect()
+        };
         for key in gone {
             self.remove(&key, None);
         }
         for item in items {
-            self.apply(item);
+            self.apply_item(item);
         }
         self.mark_synced();
     }
@@ -341,8 +398,8 @@ impl<K: Kind> Cache<K> {
         let request = Request::new(&url)
             .list(&list)
             .map_err(kube::Error::BuildRequest)?;
-        let listed: ObjectList<K> = client.request(request).await?;
-        let mut version = listed.metadata.resource_version.clone().unwrap_or_default();
+        let listed = lenient::list::<K>(client, request).await?;
+        let mut version = listed.version;
         self.replace(listed.items);
         *failures = 0;
         loop {
@@ -355,35 +412,45 @@ impl<K: Kind> Cache<K> {
             let request = Request::new(&url)
                 .watch(&params, &version)
                 .map_err(kube::Error::BuildRequest)?;
-            let stream = client.request_events::<K>(request).await?;
+            let stream = lenient::watch::<K>(client, request).await?;
             let mut stream = std::pin::pin!(stream);
             let mut seen = false;
             while let Some(event) = stream.next().await {
                 let event = event?;
                 seen = true;
-                let object = match event {
-                    WatchEvent::Added(o) | WatchEvent::Modified(o) => {
-                        version = o.meta().resource_version.clone().unwrap_or(version);
-                        self.apply(o);
-                        continue;
+                let seen_version = match event {
+                    Observed::Applied(item) => {
+                        let v = version_of(&item);
+                        self.apply_item(item);
+                        v
                     }
-                    WatchEvent::Deleted(o) => o,
-                    WatchEvent::Bookmark(b) => {
-                        version = b.metadata.resource_version;
-                        continue;
+                    Observed::Deleted(item) => {
+                        let v = version_of(&item);
+                        match item {
+                            Ok(last) => self.remove(&ObjectKey::of(&last), Some(last)),
+                            Err(broken) => self.remove(&broken.key, None),
+                        }
+                        v
                     }
+                    Observed::Bookmark(v) => Some(v),
                     // 410: the version is too old to continue from: list again at once.
-                    WatchEvent::Error(status) if status.code == 410 => return Ok(()),
-                    WatchEvent::Error(status) => return Err(kube::Error::Api(status)),
+                    Observed::Error(status) if status.code == 410 => return Ok(()),
+                    Observed::Error(status) => return Err(kube::Error::Api(status)),
                 };
-                version = object.meta().resource_version.clone().unwrap_or(version);
-                self.remove(&ObjectKey::of(&object), Some(object));
+                version = seen_version.filter(|v| !v.is_empty()).unwrap_or(version);
             }
             if !seen {
                 // An end with nothing said: do not spin on a server that is going away.
                 tokio::time::sleep(backoff(1, rand::random::<f64>())).await;
             }
         }
+    }
+}
+
+fn version_of<K: kube::Resource>(item: &Item<K>) -> Option<String> {
+    match item {
+        Ok(o) => o.meta().resource_version.clone(),
+        Err(broken) => Some(broken.version.clone()),
     }
 }
 
@@ -430,10 +497,10 @@ mod tests {
     #[test]
     fn a_new_list_removes_what_is_no_longer_in_it() {
         let cache = Cache::<ConfigMap>::detached();
-        cache.replace(vec![map("a", "1"), map("b", "1")]);
+        cache.replace(vec![Ok(map("a", "1")), Ok(map("b", "1"))]);
         let mut rx = cache.subscribe();
         while rx.try_recv().is_ok() {}
-        cache.replace(vec![map("b", "1"), map("c", "4")]);
+        cache.replace(vec![Ok(map("b", "1")), Ok(map("c", "4"))]);
         let mut seen = Vec::new();
         while let Ok(e) = rx.try_recv() {
             seen.push(match e {
@@ -443,6 +510,113 @@ mod tests {
             });
         }
         assert_eq!(seen, ["-ns/a", "+ns/c"]);
+    }
+
+    fn broken(name: &str, version: &str) -> Broken {
+        Broken {
+            key: ObjectKey::new("ns", name),
+            version: version.into(),
+            uid: String::new(),
+            why: "a value is not of its field's type, at line 1 column 7".into(),
+        }
+    }
+
+    #[test]
+    fn an_object_that_becomes_unreadable_stays_as_it_was_until_it_is_gone() {
+        let cache = Cache::<ConfigMap>::detached();
+        cache.replace(vec![Ok(map("a", "1")), Err(broken("b", "1"))]);
+        let mut rx = cache.subscribe();
+        while rx.try_recv().is_ok() {}
+        assert!(cache.get("ns", "b").is_none() && cache.knows("ns", "b"));
+        // Known, then broken by a watch and by a list: nobody is told that it is gone.
+        cache.apply_item(Err(broken("a", "2")));
+        cache.replace(vec![Err(broken("a", "2")), Err(broken("b", "1"))]);
+        assert!(rx.try_recv().is_err());
+        assert!(cache.get("ns", "a").is_some());
+        assert_eq!(cache.broken().len(), 2);
+        // Another object of that name is another object.
+        let other = Broken {
+            uid: "other".into(),
+            ..broken("a", "2")
+        };
+        cache.apply_item(Err(other));
+        assert!(matches!(rx.try_recv(), Ok(Event::Deleted(_))));
+        assert!(cache.get("ns", "a").is_none() && cache.knows("ns", "a"));
+        cache.apply_item(Ok(map("a", "2")));
+        assert!(matches!(rx.try_recv(), Ok(Event::Applied { .. })));
+        cache.apply_item(Err(broken("a", "2")));
+        // It can be read again.
+        cache.apply_item(Ok(map("b", "3")));
+        assert!(matches!(
+            rx.try_recv(),
+            Ok(Event::Applied { old: None, .. })
+        ));
+        assert_eq!(cache.broken(), [broken("a", "2")]);
+        // It is gone, and so is what was only known as broken.
+        cache.apply_item(Err(broken("c", "4")));
+        cache.replace(vec![Ok(map("b", "3"))]);
+        assert!(matches!(rx.try_recv(), Ok(Event::Deleted(_))));
+        assert!(rx.try_recv().is_err());
+        assert!(cache.broken().is_empty() && !cache.knows("ns", "c"));
+    }
+
+    #[tokio::test]
+    async fn one_unreadable_object_does_not_stop_a_cache() {
+        const LIST: &str = r#"{"kind":"ConfigMapList","apiVersion":"v1","metadata":{"resourceVersion":"5"},"items":[
+            {"metadata":{"namespace":"ns","name":"a","resourceVersion":"1"}},
+            {"metadata":{"namespace":"ns","name":"bad","resourceVersion":"2","labels":{"a":1}}},
+            {"metadata":{"namespace":"ns","name":"b","resourceVersion":"3"}}]}"#;
+        const WATCH: &str = concat!(
+            r#"{"type":"MODIFIED","object":{"metadata":{"namespace":"ns","name":"a","resourceVersion":"6"},"data":["x"]}}"#,
+            "\n",
+            r#"{"type":"ADDED","object":{"metadata":{"namespace":"ns","name":"c","resourceVersion":"7"}}}"#,
+            "\n"
+        );
+        let watches = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let service = tower::service_fn(move |r: http::Request<kube::client::Body>| {
+            let watches = watches.clone();
+            async move {
+                let watch = r.uri().query().is_some_and(|q| q.contains("watch=true"));
+                let body = if !watch {
+                    LIST
+                } else if watches.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+                    assert!(
+                        r.uri()
+                            .query()
+                            .is_some_and(|q| q.contains("resourceVersion=5"))
+                    );
+                    WATCH
+                } else {
+                    std::future::pending().await
+                };
+                let body = kube::client::Body::from(body.as_bytes().to_vec());
+                Ok::<_, std::convert::Infallible>(http::Response::new(body))
+            }
+        });
+        let stop = CancellationToken::new();
+        let cache = Cache::<ConfigMap>::start(
+            Client::new(service, "default"),
+            Scope::default(),
+            stop.clone(),
+            &Supervisor::new(stop.clone()),
+        );
+        let mut rx = cache.subscribe();
+        let mut seen = Vec::new();
+        while let Some(e) = rx.recv().await {
+            if let Event::Applied { new, .. } = e {
+                seen.push(ObjectKey::of(&*new).name);
+                if seen.last().is_some_and(|n| n == "c") {
+                    break;
+                }
+            }
+        }
+        assert_eq!(seen, ["a", "b", "c"]);
+        // What became unreadable is as it was.
+        let a = cache.get("ns", "a").expect("a");
+        assert_eq!(a.metadata.resource_version.as_deref(), Some("1"));
+        let broken: Vec<String> = cache.broken().into_iter().map(|b| b.key.name).collect();
+        assert_eq!(broken, ["a", "bad"]);
+        stop.cancel();
     }
 
     #[test]

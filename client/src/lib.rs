@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod factory;
 pub mod labels;
+pub mod lenient;
 pub mod queue;
 pub mod recorder;
 pub mod taints;
@@ -11,6 +12,7 @@ pub mod taints;
 pub use cache::{Cache, Event, ObjectKey, Scope};
 pub use factory::Informers;
 pub use kube;
+pub use lenient::Broken;
 pub use queue::Queue;
 pub use recorder::Recorder;
 

@@ -3,7 +3,7 @@
 
 use crate::schema::{Field, ListType, Type, TypeDef};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// A node of the tree; the empty root is the empty set.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -322,8 +322,12 @@ fn differ(old: &Value, new: &Value, shape: Shape, at: &mut Set) {
             }
         }
     } else if let (Some(o), Some(n)) = (shape.items(old), shape.items(new)) {
+        let mut before = HashMap::with_capacity(o.len());
+        for (element, y) in o {
+            before.entry(element).or_insert(y);
+        }
         for (element, x) in n {
-            if let Some((_, y)) = o.iter().find(|(e, _)| *e == element) {
+            if let Some(y) = before.get(&element) {
                 differ(y, x, shape.item(), at.children.entry(element).or_default());
             }
         }
@@ -350,18 +354,26 @@ pub fn merge(live: &Value, applied: &Value, shape: Shape) -> Value {
         return applied.clone();
     };
     let left = shape.items(live).unwrap_or_default();
-    let find = |list: &[(String, &Value)], e: &str| list.iter().position(|(x, _)| x == e);
+    // Where each element is first: lists may be long, and each item is looked for.
+    let places = |list: &[(String, &Value)]| {
+        let mut map = HashMap::with_capacity(list.len());
+        for (i, (element, _)) in list.iter().enumerate() {
+            map.entry(element.clone()).or_insert(i);
+        }
+        map
+    };
+    let (in_left, in_right) = (places(&left), places(&right));
     let mut out = Vec::with_capacity(left.len() + right.len());
     let (mut l, mut r) = (0, 0);
     while l < left.len() || r < right.len() {
-        if l < left.len() && find(&right, &left[l].0).is_none() {
+        if l < left.len() && !in_right.contains_key(&left[l].0) {
             out.push(left[l].1.clone());
             l += 1;
             continue;
         }
         if l < left.len()
             && (r >= right.len() || left[l].0 != right[r].0)
-            && find(&right[..r], &left[l].0).is_some()
+            && in_right.get(&left[l].0).is_some_and(|i| *i < r)
         {
             // Placed already, where the applied order wanted it.
             l += 1;
@@ -371,7 +383,7 @@ pub fn merge(live: &Value, applied: &Value, shape: Shape) -> Value {
             break;
         }
         let (element, item) = &right[r];
-        let below = find(&left, element).map_or(&Value::Null, |i| left[i].1);
+        let below = in_left.get(element).map_or(&Value::Null, |i| left[*i].1);
         out.push(merge(below, item, shape.item()));
         if l < left.len() && left[l].0 == *element {
             l += 1;

@@ -3,6 +3,7 @@
 //! times, int-or-string, raw extensions); types come from the schema facts, tags from `tags.txt`
 //! (`api/xtask/protobuf.py`). Reads only: answers are JSON, which such clients accept. Never panics, whatever comes in.
 
+use crate::decode::MAX_ITEMS;
 use crate::schema::{self, Type, TypeDef};
 use crate::status::Status;
 use crate::time;
@@ -208,10 +209,16 @@ fn fields(
             Type::List(item) => {
                 let slot = out.entry(name).or_insert_with(|| Value::Array(Vec::new()));
                 let Value::Array(list) = slot else { continue };
+                // An empty message is two bytes long and a value of many.
+                if list.len() > MAX_ITEMS {
+                    return Err(Status::bad_request(format!(
+                        "Too many: a list must have at most {MAX_ITEMS} items"
+                    )));
+                }
                 match (wire, *item) {
                     // Packed numbers.
                     (Wire::Bytes(mut packed), Type::Int32 | Type::Int64 | Type::Bool) => {
-                        while !packed.is_empty() {
+                        while !packed.is_empty() && list.len() <= MAX_ITEMS {
                             list.push(scalar(*item, varint(&mut packed)?));
                         }
                     }
@@ -468,6 +475,31 @@ mod tests {
                 json!({"replicas": 0, "template": {"spec": {"containers": [{"name": "c", "tty": true}]}}})
             )
         );
+    }
+
+    #[test]
+    fn empty_messages_do_not_make_a_list_without_end() {
+        let containers = f(2, b"").repeat(20_000);
+        // The spec's length takes three bytes.
+        let n = containers.len();
+        let mut pod = vec![(2 << 3 | 2) as u8];
+        pod.extend([
+            (n & 0x7f | 0x80) as u8,
+            (n >> 7 & 0x7f | 0x80) as u8,
+            (n >> 14) as u8,
+        ]);
+        pod.extend(containers);
+        let n = pod.len();
+        let meta = [f(1, b"v1"), f(2, b"Pod")].concat();
+        let mut whole = [b"k8s\0".to_vec(), f(1, &meta), vec![(2 << 3 | 2) as u8]].concat();
+        whole.extend([
+            (n & 0x7f | 0x80) as u8,
+            (n >> 7 & 0x7f | 0x80) as u8,
+            (n >> 14) as u8,
+        ]);
+        whole.extend(pod);
+        let e = decode(&whole).unwrap_err();
+        assert!(e.message.contains("at most 10000"), "{e}");
     }
 
     #[test]

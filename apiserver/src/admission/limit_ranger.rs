@@ -126,7 +126,8 @@ fn amounts(v: Option<&Value>) -> resources::Amounts {
 /// 403 with one text for each bound that does not hold.
 pub fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
     let mut errors = Vec::new();
-    if write.operation == Operation::Create && is(write, "", "pods") {
+    let sized = write.operation == Operation::Create && is(write, "", "pods");
+    if sized || super::is_resize(write) {
         for r in ranges(app, write) {
             check_pod(&r, &write.object, &mut errors);
         }

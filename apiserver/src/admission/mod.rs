@@ -1,7 +1,7 @@
 //! Admission: what is changed or refused beyond a kind's own rules. Owns the order of the plugins; each plugin is a file
 //! with upstream's name and plain functions. Writes nothing itself.
 //!
-//! Absent on purpose for now: PodSecurity, webhooks, ValidatingAdmissionPolicy, CertificateApproval and its kin.
+//! Absent on purpose for now: webhooks, ValidatingAdmissionPolicy, CertificateApproval and its kin.
 
 pub mod default_ingress_class;
 pub mod default_storage_class;
@@ -10,6 +10,7 @@ pub mod limit_ranger;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
 pub mod persistent_volume_claim_resize;
+pub mod pod_security;
 pub mod priority;
 pub mod resource_quota;
 pub mod runtime_class;
@@ -59,7 +60,11 @@ pub async fn mutate(
 ///
 /// # Errors
 /// 403 and what else a plugin answers.
-pub async fn validate(app: &Arc<App>, write: &Write<'_>) -> Result<(), Status> {
+pub async fn validate(
+    app: &Arc<App>,
+    write: &Write<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<(), Status> {
     namespace_lifecycle::validate(app, write)?;
     node_restriction::validate(app, write)?;
     crate::auth::escalation::validate(app, write)?;
@@ -67,12 +72,20 @@ pub async fn validate(app: &Arc<App>, write: &Write<'_>) -> Result<(), Status> {
     service_account::validate(app, write)?;
     priority::validate(app, write)?;
     persistent_volume_claim_resize::validate(app, write)?;
+    pod_security::validate(app, write, warnings)?;
     resource_quota::validate(app, write).await
 }
 
 /// True for writes of the main resource of this kind.
 pub(crate) fn is(write: &Write<'_>, group: &str, plural: &str) -> bool {
     write.subresource.is_empty() && write.row.group == group && write.row.plural == plural
+}
+
+/// True for the update of a pod's resources.
+pub(crate) fn is_resize(write: &Write<'_>) -> bool {
+    write.operation == Operation::Update
+        && write.subresource == "resize"
+        && write.row.storage == "core/pods"
 }
 
 /// 403 with upstream's form: `pods "x" is forbidden: why`.
@@ -121,11 +134,4 @@ pub(crate) fn find(app: &App, storage: &str, namespace: &str, name: &str) -> Opt
     let row = app.table.stored(storage)?;
     let entry = app.store.get(&row.key(namespace, name))?;
     serde_json::from_slice(&entry.value).ok()
-}
-
-/// `dryRun=All` in a query.
-pub(crate) fn is_dry_run(query: &str) -> bool {
-    crate::http::path::query_pairs(query)
-        .iter()
-        .any(|(k, v)| k == "dryRun" && v == "All")
 }

@@ -45,10 +45,9 @@ fn pretty(a: &Amounts, keys: &[&String]) -> String {
 /// 403 naming the quota, what was asked for, used and allowed.
 pub async fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
     let ns = write.namespace;
-    if write.operation == Operation::Delete
-        || ns.is_empty()
-        || !write.subresource.is_empty()
-        || !write.row.namespaced()
+    // A resize asks for more without being an update of the pod.
+    let counted = write.subresource.is_empty() || super::is_resize(write);
+    if write.operation == Operation::Delete || ns.is_empty() || !counted || !write.row.namespaced()
     {
         return Ok(());
     }

@@ -8,8 +8,10 @@ use crate::App;
 use crate::admission::text;
 use crate::http::negotiate;
 use crate::http::{Answer, Request, respond};
+use crate::registry::input;
 use crate::registry::table::Row;
 use serde_json::{Map, Value, json};
+use skiff_api::decode::Expect;
 use skiff_api::field::FieldError;
 use skiff_api::selector::FieldSelector;
 use skiff_api::status::Status;
@@ -21,11 +23,9 @@ use std::sync::Arc;
 /// 400 and 422 for what is malformed.
 pub async fn create(app: &Arc<App>, row: &Arc<Row>, mut request: Request) -> Answer {
     let accept = negotiate::accept(&request.parts.headers, None, true)?;
-    let body = request.read_body().await?;
-    let mut object = crate::registry::input::any(&request.parts.headers, &body)?;
-    if !object.is_object() {
-        return Err(Status::bad_request("the body is no object"));
-    }
+    let posted = input::posted(&mut request, Expect::row(row), row.namespaced()).await?;
+    let mut object = posted.object;
+    check_metadata(row, &object)?;
     let spec = object.get("spec").cloned().unwrap_or_else(|| json!({}));
     let user = request.user.clone();
     let status = match &*row.kind {
@@ -35,13 +35,23 @@ pub async fn create(app: &Arc<App>, row: &Arc<Row>, mut request: Request) -> Ans
         "SubjectAccessReview" => access(app, row, &subject(row, &spec)?, &spec)?,
         "LocalSubjectAccessReview" => {
             let ns = text(&spec, &["resourceAttributes", "namespace"]);
-            if spec.get("nonResourceAttributes").is_some() || ns != request.info.namespace {
-                let e = FieldError::invalid(
+            let mut errors = Vec::new();
+            if ns != request.info.namespace {
+                errors.push(FieldError::invalid(
                     "spec.resourceAttributes.namespace",
                     ns,
                     "must match metadata.namespace",
-                );
-                return Err(Status::invalid(&row.group, &row.kind, "", &[e]));
+                ));
+            }
+            if spec.get("nonResourceAttributes").is_some() {
+                errors.push(FieldError::invalid(
+                    "spec.nonResourceAttributes",
+                    spec["nonResourceAttributes"].clone(),
+                    "disallowed on this kind of request",
+                ));
+            }
+            if !errors.is_empty() {
+                return Err(Status::invalid(&row.group, &row.kind, "", &errors));
             }
             access(app, row, &subject(row, &spec)?, &spec)?
         }
@@ -66,7 +76,28 @@ pub async fn create(app: &Arc<App>, row: &Arc<Row>, mut request: Request) -> Ans
         out.insert("spec".into(), spec);
     }
     out.insert("status".into(), status);
-    Ok(respond::value(201, accept, &Value::Object(out)))
+    let mut answer = respond::value(201, accept, &Value::Object(out));
+    respond::warn(&mut answer, &posted.warnings);
+    Ok(answer)
+}
+
+/// Reviews are no objects: they have no metadata (ValidateSubjectAccessReview and its kin).
+fn check_metadata(row: &Row, object: &Value) -> Result<(), Status> {
+    let (rule, text): (fn(&str) -> bool, _) = match &*row.kind {
+        "SubjectAccessReview" | "SelfSubjectAccessReview" => (|_| false, "must be empty"),
+        "LocalSubjectAccessReview" => (|k| k == "namespace", "must be empty except for namespace"),
+        _ => return Ok(()),
+    };
+    let metadata = object.get("metadata").and_then(Value::as_object);
+    let wrong = metadata
+        .into_iter()
+        .flatten()
+        .any(|(k, _)| k != "managedFields" && !rule(k));
+    if wrong {
+        let e = FieldError::invalid("metadata", object["metadata"].clone(), text);
+        return Err(Status::invalid(&row.group, &row.kind, "", &[e]));
+    }
+    Ok(())
 }
 
 /// UserInfo as the API shows it.

@@ -172,15 +172,6 @@ pub fn not_acceptable() -> Status {
     )
 }
 
-/// The form of a request's body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BodyType {
-    /// JSON, also when no Content-Type was given.
-    Json,
-    /// YAML.
-    Yaml,
-}
-
 /// The media type of a Content-Type header, without parameters.
 pub fn media_type(headers: &HeaderMap) -> &str {
     headers
@@ -188,20 +179,6 @@ pub fn media_type(headers: &HeaderMap) -> &str {
         .and_then(|v| v.to_str().ok())
         .map(|v| v.split(';').next().unwrap_or("").trim())
         .unwrap_or("")
-}
-
-/// The form of an object's body (not of a patch).
-///
-/// # Errors
-/// 415 for anything but JSON and YAML.
-pub fn body_type(headers: &HeaderMap) -> Result<BodyType, Status> {
-    match media_type(headers) {
-        "" | "application/json" | "*/*" => Ok(BodyType::Json),
-        "application/yaml" => Ok(BodyType::Yaml),
-        other => Err(Status::unsupported_media_type(format!(
-            "the body of the request was in an unknown format - accepted media types include: {SUPPORTED} (got {other})"
-        ))),
-    }
 }
 
 #[cfg(test)]

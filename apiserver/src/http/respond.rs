@@ -72,25 +72,54 @@ pub fn status(status: &Status, accept: Accept) -> Response<Body> {
     r
 }
 
-/// Adds `Warning: 299 - "..."` headers (RFC 7234), one each; texts are cut and escaped so that they are valid headers.
+/// How much all warnings of an answer may have; beyond it each is cut (upstream's truncateAtTotalRunes and
+/// truncateItemRunes, k8s.io/apiserver/pkg/endpoints/filters/warning.go).
+const WARNINGS_TOTAL: usize = 4 * 1024;
+const WARNING_CUT: usize = 256;
+
+/// Adds `Warning: 299 - "..."` headers (RFC 7234), one each. Texts that are there already are left out, and what is too much
+/// in all is cut.
 pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
-    for w in warnings.iter().take(64) {
-        let clean: String = w
-            .chars()
-            .filter(|c| !c.is_control())
-            .flat_map(|c| {
-                if c == '"' || c == '\\' {
-                    vec!['\\', c]
-                } else {
-                    vec![c]
-                }
-            })
-            .take(1024)
-            .collect();
-        if let Ok(v) = HeaderValue::from_bytes(format!("299 - \"{clean}\"").as_bytes()) {
+    let headers = response.headers();
+    let mut texts: Vec<String> = Vec::new();
+    for w in warnings {
+        let text: String = w.chars().filter(|c| !c.is_control()).collect();
+        let there = headers
+            .get_all(header::WARNING)
+            .iter()
+            .any(|v| v.as_bytes() == quoted(&text).as_bytes());
+        if !text.is_empty() && !there && !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    let before: usize = headers
+        .get_all(header::WARNING)
+        .iter()
+        .map(HeaderValue::len)
+        .sum();
+    let total: usize = texts.iter().map(|t| t.chars().count()).sum();
+    let cut = before + total > WARNINGS_TOTAL;
+    let mut left = WARNINGS_TOTAL.saturating_sub(before);
+    for mut text in texts {
+        if cut {
+            text = text.chars().take(WARNING_CUT).collect();
+        }
+        let Some(rest) = left.checked_sub(text.chars().count()) else {
+            return;
+        };
+        left = rest;
+        if let Ok(v) = HeaderValue::from_bytes(quoted(&text).as_bytes()) {
             response.headers_mut().append(header::WARNING, v);
         }
     }
+}
+
+/// A warn-value with its text as a quoted string.
+fn quoted(text: &str) -> String {
+    format!(
+        "299 - \"{}\"",
+        text.replace('\\', "\\\\").replace('"', "\\\"")
+    )
 }
 
 #[cfg(test)]
@@ -105,5 +134,32 @@ mod tests {
             r.headers()[header::WARNING],
             "299 - \"unknown field \\\"spec.x\\\"\""
         );
+    }
+
+    fn warned(warnings: &[String]) -> Vec<String> {
+        let mut r = bytes(200, "application/json", "{}");
+        warn(&mut r, warnings);
+        r.headers()
+            .get_all(header::WARNING)
+            .iter()
+            .filter_map(|v| std::str::from_utf8(v.as_bytes()).ok().map(String::from))
+            .collect()
+    }
+
+    #[test]
+    fn warnings_are_said_once_and_are_bounded_in_all() {
+        assert_eq!(warned(&["a".into(), "a".into(), "b".into()]).len(), 2);
+        let one = warned(&["x".repeat(3000)]);
+        assert_eq!(one[0].len(), 3000 + 8);
+        let many: Vec<String> = (0..100)
+            .map(|i| format!("{i} {}", "x".repeat(1000)))
+            .collect();
+        let got = warned(&many);
+        assert_eq!(got.len(), 16);
+        assert!(got.iter().all(|w| w.len() <= 256 + 8));
+        let mut r = bytes(200, "application/json", "{}");
+        warn(&mut r, &["a".into()]);
+        warn(&mut r, &["a".into(), "\\ \"q\"".into()]);
+        assert_eq!(r.headers().get_all(header::WARNING).iter().count(), 2);
     }
 }

@@ -2,9 +2,11 @@
 
 use super::{Call, Target, Written, encode, input, meta, now};
 use crate::http::Answer;
+use crate::http::path::RequestInfo;
 use crate::store::Expect;
 use crate::{Operation, Write, admission, special};
 use serde_json::Value;
+use skiff_api::inert;
 use skiff_api::status::Status;
 
 /// Attempts at a free generated name (upstream's maxNameGenerationCreateAttempts).
@@ -25,6 +27,30 @@ pub async fn create(call: &Call, body: &[u8]) -> Answer {
     meta::drop_managed_fields(&mut object);
     let written = create_object(&call.target(), object, &mut warnings).await?;
     written.answer(call, 201, &warnings)
+}
+
+/// An update or apply that creates is a create, whatever the request's verb: its user must be allowed that, too.
+///
+/// # Errors
+/// 403.
+pub async fn may_create(call: &Call) -> Result<(), Status> {
+    // The namespaces resource has its name in the namespace's place, for authorization.
+    let namespace = if call.row.storage == "core/namespaces" {
+        call.name.clone()
+    } else {
+        call.namespace.clone()
+    };
+    let info = RequestInfo {
+        is_resource: true,
+        verb: "create",
+        group: call.row.group.to_string(),
+        version: call.row.version.to_string(),
+        namespace,
+        resource: call.row.plural.to_string(),
+        name: call.name.clone(),
+        ..RequestInfo::default()
+    };
+    call.app.auth.authorize(&call.app, &call.user, &info).await
 }
 
 /// Creates an object that is decoded, defaulted and in its namespace.
@@ -91,10 +117,14 @@ pub async fn create_object(
             return Err(Status::invalid(&row.group, &row.kind, &name, &errors));
         }
         inner.name = &name;
-        admission::validate(target.app, &inner).await?;
+        admission::validate(target.app, &inner, warnings).await?;
         warnings.extend((row.strategy.warnings)(&inner.object));
+        warnings.extend(inert::warnings(row, &inner.object));
         let mut object = std::mem::take(&mut inner.object);
-        if target.dry_run {
+        let shown = target.dry_run.then(|| object.clone());
+        encode::to_stored(target.app, row, &mut object)?;
+        let bytes = encode::bounded(row, &object, 0)?;
+        if let Some(object) = shown {
             if target
                 .app
                 .store
@@ -105,10 +135,6 @@ pub async fn create_object(
             }
             return Ok(Written::Dry(object));
         }
-        if !row.stored {
-            (row.to_stored)(&mut object);
-        }
-        let bytes = encode::stored(&object)?;
         match target
             .app
             .store

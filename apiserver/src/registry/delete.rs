@@ -3,9 +3,10 @@
 use super::{Call, Target, add_seconds, encode, form, input, meta, now};
 use crate::http::{Answer, respond};
 use crate::registry::options::Options;
-use crate::store::{Entry, Expect};
+use crate::store::{self, Entry};
 use crate::{Operation, Write, admission};
 use serde_json::{Value, json};
+use skiff_api::decode::{Also, Expect, Strictness};
 use skiff_api::status::Status;
 use std::sync::Arc;
 
@@ -21,6 +22,11 @@ pub async fn delete(call: &Call, body: &[u8]) -> Answer {
     answer(call, &options, &done)
 }
 
+/// What the body of a DELETE is: every group has the kind.
+fn expect() -> Expect<'static> {
+    Expect::gvk("", "v1", "DeleteOptions").also(Also::Any)
+}
+
 /// The query's or the body's DeleteOptions, checked.
 ///
 /// # Errors
@@ -28,7 +34,8 @@ pub async fn delete(call: &Call, body: &[u8]) -> Answer {
 pub fn delete_options(call: &Call, body: &[u8]) -> Result<Options, Status> {
     let mut options = call.options.clone();
     if !body.is_empty() {
-        let value = input::any(&call.headers, body)?;
+        // Upstream reads them without looking for unknown fields.
+        let (value, _) = input::typed(&call.headers, body, &expect(), Strictness::Ignore)?;
         options.merge_delete_body(&value)?;
     }
     options.check_delete()?;
@@ -98,7 +105,7 @@ pub async fn delete_object(target: &Target<'_>, options: &Options) -> Result<Del
             dry_run: target.dry_run,
         };
         admission::mutate(app, &mut write, &mut Vec::new()).await?;
-        admission::validate(app, &write).await?;
+        admission::validate(app, &write, &mut Vec::new()).await?;
         let old = write.old.unwrap_or_default();
         let result = match meta::before_delete(row, &old, options, &now(), add_seconds) {
             meta::Deletion::Pending => {
@@ -119,7 +126,7 @@ pub async fn delete_object(target: &Target<'_>, options: &Options) -> Result<Del
                     });
                 }
                 app.store
-                    .write(key.clone(), Expect::Revision(entry.revision), None)
+                    .write(key.clone(), store::Expect::Revision(entry.revision), None)
                     .await
                     .map(|entry| (entry, true))
             }
@@ -132,12 +139,15 @@ pub async fn delete_object(target: &Target<'_>, options: &Options) -> Result<Del
                         pending: false,
                     });
                 }
-                if !row.stored {
-                    (row.to_stored)(&mut new);
-                }
+                encode::to_stored(app, row, &mut new)?;
+                // Whatever its size: what is there must be deletable.
                 let bytes = encode::stored(&new)?;
                 app.store
-                    .write(key.clone(), Expect::Revision(entry.revision), Some(bytes))
+                    .write(
+                        key.clone(),
+                        store::Expect::Revision(entry.revision),
+                        Some(bytes),
+                    )
                     .await
                     .map(|entry| (entry, false))
             }

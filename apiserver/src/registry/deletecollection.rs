@@ -1,48 +1,58 @@
 //! `deletecollection`: deletes every object of a collection that the selectors match, one after another.
 
-use super::{Call, Target, delete, form, list};
+use super::{Call, Target, delete, encode, form, list};
 use crate::http::{Answer, respond};
+use crate::store::Entry;
 use serde_json::json;
+use skiff_api::status::Status;
+use std::sync::Arc;
 
-/// DELETE of a collection; answers with the list of what was deleted, as upstream.
+/// DELETE of a collection; answers with the list of what was deleted, as upstream. Preconditions are asked of each object.
 ///
 /// # Errors
 /// Every refusal; objects that go away meanwhile are no error.
 pub async fn deletecollection(call: &Call, body: &[u8]) -> Answer {
-    let mut options = delete::delete_options(call, body)?;
-    // Preconditions are of one object.
-    options.precondition_uid = None;
-    options.precondition_resource_version = None;
+    let options = delete::delete_options(call, body)?;
     let page = list::select(call)?;
-    let mut items = Vec::with_capacity(page.entries.len());
+    // The stored bytes are kept for the answer, not the decoded objects: there may be many.
+    let mut deleted: Vec<&Arc<Entry>> = Vec::with_capacity(page.entries.len());
     for entry in &page.entries {
-        let item = form::value_of(&call.app, &call.row, entry)?;
-        let name = super::meta::text(&item, "name").to_string();
-        let namespace = super::meta::text(&item, "namespace").to_string();
         let target = Target {
-            namespace: &namespace,
-            name: &name,
+            namespace: entry.namespace(),
+            name: entry.name(),
             dry_run: options.dry_run,
             ..call.target()
         };
         match delete::delete_object(&target, &options).await {
-            Ok(_) => {
-                let mut item = item;
-                if let Some(m) = item.as_object_mut() {
-                    m.shift_remove("kind");
-                    m.shift_remove("apiVersion");
-                }
-                items.push(item);
-            }
+            Ok(_) => deleted.push(entry),
             Err(e) if e.code == 404 => {}
             Err(e) => return Err(e),
         }
     }
-    let list = json!({
+    let items: Result<Vec<Vec<u8>>, Status> = deleted
+        .into_iter()
+        .map(|entry| {
+            if call.row.stored {
+                return Ok(entry.value.to_vec());
+            }
+            let mut v = form::value_of(&call.app, &call.row, entry)?;
+            if let Some(m) = v.as_object_mut() {
+                m.shift_remove("kind");
+                m.shift_remove("apiVersion");
+            }
+            encode::json(&v)
+        })
+        .collect();
+    let mut out = json!({
         "kind": format!("{}List", call.row.kind),
         "apiVersion": call.row.api_version(),
         "metadata": {"resourceVersion": page.revision.to_string()},
-        "items": items,
-    });
-    Ok(respond::value(200, call.accept, &list))
+    })
+    .to_string();
+    out.pop();
+    let mut out = out.into_bytes();
+    out.extend_from_slice(b",\"items\":[");
+    out.extend_from_slice(&items?.join(&b','));
+    out.extend_from_slice(b"]}");
+    Ok(respond::json_bytes(200, call.accept, out.into()))
 }

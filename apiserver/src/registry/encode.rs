@@ -5,8 +5,10 @@
 //! lists carry no kind upstream, either), and with the row's head before them they are the object.
 
 use super::table::Row;
+use crate::App;
 use bytes::{Bytes, BytesMut};
 use serde_json::{Map, Value};
+use skiff_api::decode;
 use skiff_api::status::Status;
 
 /// What every stored object begins with.
@@ -40,6 +42,57 @@ pub fn stored(object: &Value) -> Result<Bytes, Status> {
     }
     out.push(b'}');
     Ok(out.into())
+}
+
+/// How large a stored object may be: etcd's default limit of a request, which is upstream's.
+pub const MAX_OBJECT: usize = 1536 * 1024;
+
+/// The stored form of an object that is created or changed; `before` is the length of what it takes the place of. Every way on
+/// which an object can grow ends here. One that is too large already may shrink.
+///
+/// # Errors
+/// 413 when it is too large.
+pub fn bounded(row: &Row, object: &Value, before: usize) -> Result<Bytes, Status> {
+    let bytes = stored(object)?;
+    if bytes.len() > MAX_OBJECT.max(before) {
+        return Err(Status::object_too_large(
+            &row.group,
+            &row.plural,
+            super::meta::text(object, "name"),
+            bytes.len(),
+            MAX_OBJECT,
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Any value's JSON.
+///
+/// # Errors
+/// 500 when it cannot be encoded, which no Value does.
+pub fn json(v: &Value) -> Result<Vec<u8>, Status> {
+    serde_json::to_vec(v).map_err(Status::internal)
+}
+
+/// An object of a row whose storage holds another version, in that version, and read as its type again: a conversion takes
+/// parts out of annotations, which are free text.
+///
+/// # Errors
+/// 400 when what was converted is not of the stored type.
+pub fn to_stored(app: &App, row: &Row, object: &mut Value) -> Result<(), Status> {
+    if row.stored {
+        return Ok(());
+    }
+    (row.to_stored)(object);
+    if let Some(stored) = app.table.stored(&row.storage) {
+        let (typed, _) = decode::convert(
+            std::mem::take(object),
+            &decode::Expect::row(&stored),
+            decode::Strictness::Ignore,
+        )?;
+        *object = typed;
+    }
+    Ok(())
 }
 
 fn member(out: &mut Vec<u8>, first: &mut bool, key: &str, value: &Value) -> Result<(), Status> {

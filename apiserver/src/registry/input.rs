@@ -1,6 +1,7 @@
 //! From a request's body to an object that is decoded and defaulted, and the validation that every kind shares. Decoding
 //! itself and the kinds' rules are the api crate's.
 
+use super::options::Options;
 use super::table::Row;
 use super::{Call, meta as rules};
 use crate::http::{body, negotiate};
@@ -21,7 +22,8 @@ pub async fn body_of(headers: &HeaderMap, slot: &mut Body) -> Result<Bytes, Stat
     body::read(headers, std::mem::take(slot)).await
 }
 
-fn strictness(call: &Call) -> Strictness {
+/// What unknown fields do in this request.
+pub fn strictness(call: &Call) -> Strictness {
     Strictness::parse(&call.options.field_validation).unwrap_or_default()
 }
 
@@ -32,30 +34,53 @@ fn content_type(headers: &HeaderMap) -> &str {
     }
 }
 
-/// A body of any shape (DeleteOptions, Scale, reviews): JSON, YAML or protobuf.
+/// A body as its type (the kind of a resource, of a subresource, a review, DeleteOptions), with its warnings: JSON, YAML or
+/// protobuf. There is no other way to read a body.
 ///
 /// # Errors
 /// 400, 415.
-pub fn any(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, Status> {
-    let unreadable =
-        |e: String| Status::bad_request(format!("the object provided is unrecognized: {e}"));
+pub fn typed(
+    headers: &HeaderMap,
+    bytes: &[u8],
+    expect: &Expect<'_>,
+    strictness: Strictness,
+) -> Result<(Value, Vec<String>), Status> {
     if negotiate::media_type(headers) == protobuf::MEDIA_TYPE {
-        return protobuf::decode(bytes);
+        // Go's encoder knows the fields: there are none to warn about.
+        return decode::convert(protobuf::decode(bytes)?, expect, Strictness::Ignore);
     }
-    let value: Value = match negotiate::body_type(headers)? {
-        negotiate::BodyType::Json => {
-            serde_json::from_slice(bytes).map_err(|e| unreadable(e.to_string()))?
-        }
-        negotiate::BodyType::Yaml => {
-            let text = std::str::from_utf8(bytes).map_err(|e| unreadable(e.to_string()))?;
-            serde_saphyr::from_str(text).map_err(|e| unreadable(e.to_string()))?
-        }
-    };
-    if value.is_object() {
-        Ok(value)
-    } else {
-        Err(unreadable("it is no object".into()))
-    }
+    decode::decode(bytes, content_type(headers), expect, strictness)
+}
+
+/// The body of a POST on a subresource or review, read as its type, in its namespace.
+///
+/// # Errors
+/// 400, 413, 415, 422.
+pub async fn posted(
+    request: &mut crate::http::Request,
+    expect: Expect<'_>,
+    namespaced: bool,
+) -> Result<Posted, Status> {
+    let options = Options::parse(request.query())?;
+    let bytes = request.read_body().await?;
+    let strictness = Strictness::parse(&options.field_validation).unwrap_or_default();
+    let (mut object, warnings) = typed(&request.parts.headers, &bytes, &expect, strictness)?;
+    rules::in_namespace(namespaced, &mut object, &request.info.namespace)?;
+    Ok(Posted {
+        object,
+        warnings,
+        dry_run: options.dry_run,
+    })
+}
+
+/// What was posted.
+pub struct Posted {
+    /// The object.
+    pub object: Value,
+    /// Unknown and duplicate fields.
+    pub warnings: Vec<String>,
+    /// `dryRun=All`
+    pub dry_run: bool,
 }
 
 /// An object of the row's kind, with its warnings: decoded by its schema and defaulted.
@@ -63,18 +88,12 @@ pub fn any(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, Status> {
 /// # Errors
 /// 400, 415.
 pub fn object(call: &Call, bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
-    let expect = Expect::row(&call.row);
-    let (mut object, warnings) = if negotiate::media_type(&call.headers) == protobuf::MEDIA_TYPE {
-        // Go's encoder knows the fields: there are none to warn about.
-        decode::convert(protobuf::decode(bytes)?, &expect, Strictness::Ignore)?
-    } else {
-        decode::decode(
-            bytes,
-            content_type(&call.headers),
-            &expect,
-            strictness(call),
-        )?
-    };
+    let (mut object, warnings) = typed(
+        &call.headers,
+        bytes,
+        &Expect::row(&call.row),
+        strictness(call),
+    )?;
     rules::metadata(&mut object)?;
     (call.row.strategy.default)(&mut object);
     Ok((object, warnings))

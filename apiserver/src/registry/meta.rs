@@ -86,9 +86,17 @@ pub fn has_managed_fields(object: &Value) -> bool {
 /// # Errors
 /// 400 when they differ.
 pub fn match_namespace(row: &Resource, object: &mut Value, namespace: &str) -> Result<(), Status> {
+    in_namespace(row.namespaced(), object, namespace)
+}
+
+/// The same for objects that have no row of their own (bodies of subresources).
+///
+/// # Errors
+/// 400 when they differ.
+pub fn in_namespace(namespaced: bool, object: &mut Value, namespace: &str) -> Result<(), Status> {
     let m = metadata(object)?;
     let given = m.get("namespace").and_then(Value::as_str).unwrap_or("");
-    if !row.namespaced() {
+    if !namespaced {
         m.shift_remove("namespace");
     } else if given.is_empty() {
         m.insert("namespace".into(), namespace.into());

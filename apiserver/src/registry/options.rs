@@ -117,57 +117,31 @@ impl Options {
         Ok(o)
     }
 
-    /// Takes DeleteOptions from a body; upstream: the query is used only when the body is empty.
+    /// Takes DeleteOptions from a body that was read as its type; what it does not say, the query says.
     ///
     /// # Errors
-    /// 400 for wrong types, 422 for values that are not allowed.
+    /// 422 for values that are not allowed.
     pub fn merge_delete_body(&mut self, body: &Value) -> Result<(), Status> {
-        let kind = body
-            .get("kind")
-            .and_then(Value::as_str)
-            .unwrap_or("DeleteOptions");
-        if kind != "DeleteOptions" {
-            return Err(Status::bad_request(format!(
-                "decoded object cannot be converted to DeleteOptions (it is {kind})"
-            )));
-        }
-        let wrong = |field: &str, want: &str| {
-            Status::bad_request(format!(
-                "json: cannot unmarshal DeleteOptions.{field}: want {want}"
-            ))
-        };
         let given = |field: &str| body.get(field).filter(|v| !v.is_null());
         if let Some(v) = given("gracePeriodSeconds") {
-            self.grace_period_seconds = Some(
-                v.as_i64()
-                    .ok_or_else(|| wrong("gracePeriodSeconds", "integer"))?,
-            );
+            self.grace_period_seconds = v.as_i64();
         }
         if let Some(v) = given("propagationPolicy") {
-            self.propagation_policy = Some(
-                v.as_str()
-                    .ok_or_else(|| wrong("propagationPolicy", "string"))?
-                    .to_string(),
-            );
+            self.propagation_policy = v.as_str().map(String::from);
         }
         if let Some(v) = given("orphanDependents") {
-            self.orphan_dependents = Some(
-                v.as_bool()
-                    .ok_or_else(|| wrong("orphanDependents", "boolean"))?,
-            );
+            self.orphan_dependents = v.as_bool();
         }
-        if let Some(v) = given("dryRun") {
-            let list = v.as_array().ok_or_else(|| wrong("dryRun", "list"))?;
-            for d in list {
-                if d != "All" {
-                    return Err(invalid_options(&[FieldError::not_supported(
-                        "dryRun",
-                        d.clone(),
-                        &["All"],
-                    )]));
-                }
-                self.dry_run = true;
+        let dry = given("dryRun").and_then(Value::as_array);
+        for d in dry.into_iter().flatten() {
+            if d != "All" {
+                return Err(invalid_options(&[FieldError::not_supported(
+                    "dryRun",
+                    d.clone(),
+                    &["All"],
+                )]));
             }
+            self.dry_run = true;
         }
         if let Some(p) = given("preconditions") {
             let text = |f: &str| p.get(f).and_then(Value::as_str).map(str::to_string);

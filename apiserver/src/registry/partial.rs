@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 use skiff_api::field::FieldError;
+use skiff_api::kinds::core::pod;
 
 /// Takes from `new` only what the subresource may change; the rest is `old`'s.
 pub fn prepare(subresource: &str, new: &mut Value, old: &Value) {
@@ -61,83 +62,13 @@ fn set(object: &mut Value, key: &str, value: Option<&Value>) {
     }
 }
 
-/// What the subresource refuses.
+/// What the subresource refuses; pods' rules are theirs.
 pub fn validate(subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let list = |v: &Value, p: &str| {
-        v.pointer(p)
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default()
-    };
-    if subresource == "ephemeralcontainers" {
-        let (new_list, old_list) = (
-            list(new, "/spec/ephemeralContainers"),
-            list(old, "/spec/ephemeralContainers"),
-        );
-        // ValidatePodEphemeralContainersUpdate: they may be added, never changed or removed.
-        for o in &old_list {
-            match new_list.iter().find(|n| n["name"] == o["name"]) {
-                None => errors.push(FieldError::forbidden(
-                    "spec.ephemeralContainers",
-                    format!(
-                        "existing ephemeral containers {} may not be removed",
-                        o["name"]
-                    ),
-                )),
-                Some(n) if n != o => errors.push(FieldError::forbidden(
-                    "spec.ephemeralContainers",
-                    format!(
-                        "existing ephemeral containers {} may not be changed",
-                        o["name"]
-                    ),
-                )),
-                Some(_) => {}
-            }
-        }
-        let taken: Vec<Value> = ["/spec/containers", "/spec/initContainers"]
-            .iter()
-            .flat_map(|p| list(new, p))
-            .map(|c| c["name"].clone())
-            .collect();
-        for (i, n) in new_list.iter().enumerate() {
-            let path = |f: &str| format!("spec.ephemeralContainers[{i}].{f}");
-            let name = n["name"].as_str().unwrap_or("");
-            if name.is_empty() {
-                errors.push(FieldError::required(path("name"), ""));
-            } else if taken.contains(&n["name"])
-                || new_list[..i].iter().any(|o| o["name"] == n["name"])
-            {
-                errors.push(FieldError::duplicate(path("name"), name));
-            }
-            if n["image"].as_str().unwrap_or("").is_empty() {
-                errors.push(FieldError::required(path("image"), ""));
-            }
-            for f in [
-                "ports",
-                "livenessProbe",
-                "readinessProbe",
-                "startupProbe",
-                "lifecycle",
-                "resources",
-                "resizePolicy",
-            ] {
-                let there = match n.get(f) {
-                    Some(Value::Object(o)) => !o.is_empty(),
-                    Some(Value::Array(a)) => !a.is_empty(),
-                    Some(v) => !v.is_null(),
-                    None => false,
-                };
-                if there {
-                    errors.push(FieldError::forbidden(
-                        path(f),
-                        "cannot be set for an Ephemeral Container",
-                    ));
-                }
-            }
-        }
+    match subresource {
+        "ephemeralcontainers" => pod::validate_ephemeral_containers(new, old),
+        "resize" => pod::validate_resize(new, old),
+        _ => Vec::new(),
     }
-    errors
 }
 
 #[cfg(test)]
@@ -155,16 +86,5 @@ mod tests {
             new,
             json!({"metadata": {"name": "a"}, "spec": {"finalizers": []}, "status": {"phase": "Terminating"}})
         );
-    }
-
-    #[test]
-    fn ephemeral_containers_are_only_added() {
-        let old = json!({"spec": {"containers": [{"name": "c"}], "ephemeralContainers": [{"name": "d", "image": "i"}]}});
-        let mut new = old.clone();
-        new["spec"]["ephemeralContainers"] =
-            json!([{"name": "d", "image": "i"}, {"name": "e", "image": "i"}]);
-        assert_eq!(validate("ephemeralcontainers", &new, &old), vec![]);
-        new["spec"]["ephemeralContainers"] = json!([{"name": "c", "image": "i"}]);
-        assert_eq!(validate("ephemeralcontainers", &new, &old).len(), 2);
     }
 }

@@ -4,7 +4,7 @@ use super::update::{ignored, update_object, update_object_as};
 use super::{Call, create, input, meta, now, scale};
 use crate::http::{Answer, negotiate};
 use serde_json::Value;
-use skiff_api::decode::{self, Expect};
+use skiff_api::decode::{self, Expect, Strictness};
 use skiff_api::patch::apply as ssa;
 use skiff_api::schema;
 use skiff_api::status::Status;
@@ -104,13 +104,9 @@ pub async fn patch(call: &Call, body: &[u8]) -> Answer {
 
 /// Server-side apply: the body is what its manager wants; an object that is not there is made.
 async fn apply_configuration(call: &Call, body: &[u8]) -> Answer {
-    let strictness = decode::Strictness::parse(&call.options.field_validation).unwrap_or_default();
-    let (mut applied, mut warnings) = decode::decode(
-        body,
-        "application/yaml",
-        &Expect::row(&call.row),
-        strictness,
-    )?;
+    let strictness = Strictness::parse(&call.options.field_validation).unwrap_or_default();
+    let (mut applied, mut warnings) =
+        decode::decode_applied(body, &Expect::row(&call.row), strictness)?;
     let metadata = meta::metadata(&mut applied)?;
     if metadata
         .get("name")
@@ -150,6 +146,7 @@ async fn apply_configuration(call: &Call, body: &[u8]) -> Answer {
                     &why,
                 ));
             }
+            create::may_create(call).await?;
             let mut object =
                 ssa::apply(&Value::Null, &applied, schema, &request, call.options.force)?;
             (call.row.strategy.default)(&mut object);
@@ -161,6 +158,10 @@ async fn apply_configuration(call: &Call, body: &[u8]) -> Answer {
         }
         let written = update_object(&target, &mut warnings, false, |current| {
             let mut object = ssa::apply(current, &applied, schema, &request, call.options.force)?;
+            if call.subresource == "status" {
+                // A condition that is new and was given in part is completed.
+                object = decode::convert(object, &Expect::row(&call.row), Strictness::Ignore)?.0;
+            }
             (call.row.strategy.default)(&mut object);
             Ok(object)
         })

@@ -4,8 +4,14 @@ use super::update::update_object_as;
 use super::{Call, Written, form, input, meta};
 use crate::http::{Answer, respond};
 use serde_json::{Value, json};
+use skiff_api::decode::{self, Expect};
 use skiff_api::field::FieldError;
 use skiff_api::status::Status;
+
+/// What the body is.
+fn expect() -> Expect<'static> {
+    Expect::gvk("autoscaling", "v1", "Scale")
+}
 
 /// The Scale of a workload.
 pub fn scale_of(v: &Value) -> Value {
@@ -99,13 +105,10 @@ pub fn get(call: &Call) -> Answer {
 /// Puts a Scale's replicas into the workload; the Scale's uid and resourceVersion are preconditions.
 fn apply(call: &Call, current: &Value, scale: &Value) -> Result<Value, Status> {
     let wrong = |errors: &[FieldError]| Status::invalid("autoscaling", "Scale", &call.name, errors);
-    let replicas = match scale.pointer("/spec/replicas") {
-        None | Some(Value::Null) => 0,
-        Some(v) => v
-            .as_i64()
-            .filter(|n| i32::try_from(*n).is_ok())
-            .ok_or_else(|| Status::bad_request("Scale.spec.replicas: want a 32-bit integer"))?,
-    };
+    let replicas = scale
+        .pointer("/spec/replicas")
+        .and_then(Value::as_i64)
+        .unwrap_or(0);
     if replicas < 0 {
         return Err(wrong(&[FieldError::invalid(
             "spec.replicas",
@@ -127,23 +130,13 @@ fn apply(call: &Call, current: &Value, scale: &Value) -> Result<Value, Status> {
     Ok(new)
 }
 
-fn check(call: &Call, scale: &Value) -> Result<(), Status> {
-    let kind = scale["kind"].as_str().unwrap_or("");
-    if !kind.is_empty() && kind != "Scale" {
-        return Err(Status::bad_request(format!(
-            "the object provided is no Scale (kind {kind})"
-        )));
-    }
-    meta::check_name(&call.row, scale, &call.name, &call.namespace)
-}
-
 /// PUT.
 ///
 /// # Errors
 /// 400, 404, 409, 422.
 pub async fn update(call: &Call, body: &[u8]) -> Answer {
-    let scale = input::any(&call.headers, body)?;
-    check(call, &scale)?;
+    let (scale, strict) = input::typed(&call.headers, body, &expect(), input::strictness(call))?;
+    meta::check_name(&call.row, &scale, &call.name, &call.namespace)?;
     let given = meta::text(&scale, "resourceVersion").to_string();
     let mut warnings = Vec::new();
     let written = update_object_as(
@@ -154,6 +147,7 @@ pub async fn update(call: &Call, body: &[u8]) -> Answer {
         |old| apply(call, old, &scale),
     )
     .await?;
+    warnings.extend(strict);
     answer(call, &written, &warnings)
 }
 
@@ -163,18 +157,22 @@ pub async fn update(call: &Call, body: &[u8]) -> Answer {
 /// 400, 404, 409, 422.
 pub async fn patch(call: &Call, change: impl Fn(&Value) -> Result<Value, Status>) -> Answer {
     let mut warnings = Vec::new();
+    let mut strict = Vec::new();
     let written = update_object_as(
         &call.target(),
         Some(&call.manager()),
         &mut warnings,
         false,
         |old| {
-            let scale = change(&scale_of(old))?;
-            check(call, &scale)?;
+            let patched = change(&scale_of(old))?;
+            let (scale, w) = decode::convert(patched, &expect(), input::strictness(call))?;
+            strict = w;
+            meta::check_name(&call.row, &scale, &call.name, &call.namespace)?;
             apply(call, old, &scale)
         },
     )
     .await?;
+    warnings.extend(strict);
     answer(call, &written, &warnings)
 }
 

@@ -8,6 +8,7 @@ use crate::store::{Entry, Expect};
 use crate::{Operation, Write, admission, special};
 use serde_json::Value;
 use skiff_api::field::FieldError;
+use skiff_api::inert;
 use skiff_api::patch::apply;
 use skiff_api::schema;
 use skiff_api::status::Status;
@@ -37,6 +38,7 @@ pub async fn update(call: &Call, body: &[u8]) -> Answer {
             // It was there when the client read it.
             return Err(call.not_found());
         }
+        create::may_create(call).await?;
         let mut object = object;
         meta::drop_managed_fields(&mut object);
         meta::match_namespace(&call.row, &mut object, &call.namespace)?;
@@ -216,15 +218,23 @@ async fn attempt(
         return Err(Status::invalid(&row.group, &row.kind, target.name, &errors));
     }
     write.old = Some(old);
-    admission::validate(target.app, &write).await?;
+    admission::validate(target.app, &write, warnings).await?;
     let old = write.old.take().unwrap_or_default();
     let mut object = write.object;
     if target.subresource.is_empty() {
         warnings.extend((row.strategy.warnings)(&object));
+        warnings.extend(inert::warnings(row, &object));
     }
     let same = object == old;
     let gone = meta::delete_during_update(row, &object, &old);
-    if target.dry_run {
+    let shown = target.dry_run.then(|| object.clone());
+    let bytes = if gone || same {
+        None
+    } else {
+        encode::to_stored(target.app, row, &mut object)?;
+        Some(encode::bounded(row, &object, entry.value.len())?)
+    };
+    if let Some(object) = shown {
         return Ok(Some(Written::Dry(object)));
     }
     if gone {
@@ -239,14 +249,10 @@ async fn attempt(
             Err(e) => Err(e.status()),
         };
     }
-    if same {
+    let Some(bytes) = bytes else {
         // Upstream: an update that changes nothing is no write; the resourceVersion stays.
         return Ok(Some(Written::Stored(entry.clone())));
-    }
-    if !row.stored {
-        (row.to_stored)(&mut object);
-    }
-    let bytes = encode::stored(&object)?;
+    };
     match target
         .app
         .store

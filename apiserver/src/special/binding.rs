@@ -1,14 +1,16 @@
 //! `pods/binding` and `bindings`: a pod is given its node, once. Owns the rules of upstream's BindingREST; writes the pod
 //! straight into the store, for this is the hottest write of a busy scheduler.
 
-use crate::App;
-use crate::admission::{is_dry_run, node_restriction, text};
+use crate::admission::{self, node_restriction, text};
 use crate::http::{Answer, Request, negotiate, respond};
-use crate::registry::{self, encode, form};
-use crate::store::Expect;
+use crate::registry::table::Row;
+use crate::registry::{self, encode, form, input};
+use crate::{App, Operation, Write, store};
 use serde_json::{Map, Value, json};
+use skiff_api::decode::Expect;
 use skiff_api::field::FieldError;
 use skiff_api::status::Status;
+use skiff_api::{meta, names};
 use std::sync::Arc;
 
 /// POST of a Binding.
@@ -17,9 +19,8 @@ use std::sync::Arc;
 /// 400, 404, 409 when the pod has a node or is ending, 422.
 pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     let accept = negotiate::accept(&request.parts.headers, None, false)?;
-    let dry_run = is_dry_run(request.query());
-    let body = request.read_body().await?;
-    let binding = registry::input::any(&request.parts.headers, &body)?;
+    let posted = input::posted(&mut request, Expect::gvk("", "v1", "Binding"), true).await?;
+    let binding = posted.object;
     let given = text(&binding, &["metadata", "name"]);
     let name = if request.info.name.is_empty() {
         given
@@ -27,7 +28,6 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
         &request.info.name
     };
     let namespace = request.info.namespace.as_str();
-    let invalid = |e: FieldError| Err(Status::invalid("", "Binding", name, &[e]));
     if name.is_empty() {
         return Err(Status::bad_request("name is required"));
     }
@@ -37,41 +37,73 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
         ));
     }
     node_restriction::pod_subresource(app, &request.user, namespace, name, "binding")?;
-    let ns = text(&binding, &["metadata", "namespace"]);
-    if !ns.is_empty() && ns != namespace {
-        return Err(Status::bad_request(
-            "namespace in URL does not match namespace in Binding object",
-        ));
+    let row = app
+        .table
+        .get("", "v1", "pods")
+        .ok_or_else(Status::no_route)?;
+    admission::namespace_lifecycle::admit(
+        app,
+        &Write {
+            operation: Operation::Create,
+            row: &row,
+            subresource: "binding",
+            namespace,
+            name,
+            object: Value::Null,
+            old: None,
+            user: &request.user,
+            dry_run: posted.dry_run,
+        },
+    )?;
+    let errors = validate(&binding);
+    if !errors.is_empty() {
+        return Err(Status::invalid("", "Binding", name, &errors));
     }
-    let kind = text(&binding, &["target", "kind"]);
+    assign(app, &row, namespace, name, &binding, posted.dry_run).await?;
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    let mut answer = respond::value(201, accept, &status);
+    respond::warn(&mut answer, &posted.warnings);
+    Ok(answer)
+}
+
+/// ValidatePodBinding, and beyond it the rules of what is copied into the pod: a pod must not get through a binding what it
+/// could not have been created with.
+fn validate(binding: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let kind = text(binding, &["target", "kind"]);
     if !kind.is_empty() && kind != "Node" {
-        return invalid(FieldError::not_supported(
+        errors.push(FieldError::not_supported(
             "target.kind",
             kind,
             &["Node", "<empty>"],
         ));
     }
-    let node = text(&binding, &["target", "name"]);
+    let node = text(binding, &["target", "name"]);
     if node.is_empty() {
-        return invalid(FieldError::required("target.name", ""));
+        errors.push(FieldError::required("target.name", ""));
+    } else {
+        for why in names::is_dns1123_subdomain(node) {
+            errors.push(FieldError::invalid("target.name", node, why));
+        }
     }
-    assign(app, namespace, name, &binding, node, dry_run).await?;
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-    Ok(respond::value(201, accept, &status))
+    let part = |k: &str| binding["metadata"].get(k).unwrap_or(&Value::Null);
+    errors.extend(meta::validate_labels(part("labels"), "metadata.labels"));
+    errors.extend(meta::validate_annotations(
+        part("annotations"),
+        "metadata.annotations",
+    ));
+    errors
 }
 
 async fn assign(
     app: &Arc<App>,
+    row: &Row,
     namespace: &str,
     name: &str,
     binding: &Value,
-    node: &str,
     dry_run: bool,
 ) -> Result<(), Status> {
-    let row = app
-        .table
-        .get("", "v1", "pods")
-        .ok_or_else(Status::no_route)?;
+    let node = text(binding, &["target", "name"]);
     let key = row.key(namespace, name);
     let conflict = |why: String| Status::conflict("", "pods/binding", name, &why);
     loop {
@@ -79,7 +111,7 @@ async fn assign(
             .store
             .get(&key)
             .ok_or_else(|| Status::not_found("", "pods", name))?;
-        let mut pod = form::value_of(app, &row, &entry)?;
+        let mut pod = form::value_of(app, row, &entry)?;
         let uid = text(binding, &["metadata", "uid"]);
         if !uid.is_empty() && uid != text(&pod, &["metadata", "uid"]) {
             return Err(conflict(format!(
@@ -92,6 +124,13 @@ async fn assign(
             return Err(conflict(registry::update::MODIFIED.into()));
         }
         apply(&mut pod, name, binding, node, &registry::now()).map_err(conflict)?;
+        // Together with what the pod has, annotations may be too many.
+        let annotations = pod["metadata"].get("annotations").unwrap_or(&Value::Null);
+        let errors = meta::validate_annotations(annotations, "metadata.annotations");
+        if !errors.is_empty() {
+            return Err(Status::invalid("", "Pod", name, &errors));
+        }
+        let bytes = encode::bounded(row, &pod, entry.value.len())?;
         if dry_run {
             return Ok(());
         }
@@ -99,8 +138,8 @@ async fn assign(
             .store
             .write(
                 key.clone(),
-                Expect::Revision(entry.revision),
-                Some(encode::stored(&pod)?),
+                store::Expect::Revision(entry.revision),
+                Some(bytes),
             )
             .await
         {
@@ -187,6 +226,30 @@ fn apply(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_binding_carries_nothing_that_a_pod_may_not_have() {
+        let of = |target: Value, metadata: Value| -> Vec<String> {
+            validate(&json!({"metadata": metadata, "target": target}))
+                .into_iter()
+                .map(|e| e.field)
+                .collect()
+        };
+        let node = json!({"kind": "Node", "name": "n"});
+        assert!(of(node.clone(), json!({"labels": {"a": "b"}})).is_empty());
+        assert_eq!(of(json!({}), json!({})), ["target.name"]);
+        assert_eq!(of(json!({"name": "N/.."}), json!({})), ["target.name"]);
+        assert_eq!(
+            of(json!({"kind": "Pod", "name": "n"}), json!({})),
+            ["target.kind"]
+        );
+        assert_eq!(
+            of(node.clone(), json!({"labels": {"a": "not valid!"}})),
+            ["metadata.labels"]
+        );
+        let long = json!({"annotations": {"a": "x".repeat(300_000)}});
+        assert_eq!(of(node, long), ["metadata.annotations"]);
+    }
 
     #[test]
     fn a_pod_is_bound_once_with_its_condition_and_the_bindings_annotations() {

@@ -1,12 +1,12 @@
 //! `pods/eviction`: a delete that asks the pod's disruption budget first. Owns the rules of upstream's EvictionREST.
 
-use crate::App;
-use crate::admission::{is_dry_run, list, node_restriction, text};
+use crate::admission::{list, namespace_lifecycle, node_restriction, text};
 use crate::http::{Answer, Request, negotiate, respond};
 use crate::registry::options::Options;
-use crate::registry::{self, Target, delete, encode, form};
-use crate::store::Expect;
+use crate::registry::{self, Target, delete, encode, form, input};
+use crate::{App, Operation, Write, store};
 use serde_json::{Value, json};
+use skiff_api::decode::{Also, Expect};
 use skiff_api::selector::Selector;
 use skiff_api::status::Status;
 use std::sync::Arc;
@@ -19,8 +19,9 @@ const STORAGE: &str = "policy/poddisruptionbudgets";
 /// 400, 404, 429 when the budget does not allow it.
 pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     let accept = negotiate::accept(&request.parts.headers, None, false)?;
-    let body = request.read_body().await?;
-    let eviction = registry::input::any(&request.parts.headers, &body)?;
+    let expect = Expect::gvk("policy", "v1", "Eviction").also(Also::Version("policy", "v1beta1"));
+    let posted = input::posted(&mut request, expect, true).await?;
+    let eviction = posted.object;
     let (namespace, name) = (request.info.namespace.clone(), request.info.name.clone());
     let given = text(&eviction, &["metadata", "name"]);
     if !given.is_empty() && given != name {
@@ -33,12 +34,26 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     if let Some(o) = eviction.get("deleteOptions").filter(|o| o.is_object()) {
         options.merge_delete_body(o)?;
     }
-    options.dry_run |= is_dry_run(request.query());
+    options.dry_run |= posted.dry_run;
     options.check_delete()?;
     let row = app
         .table
         .get("", "v1", "pods")
         .ok_or_else(Status::no_route)?;
+    namespace_lifecycle::admit(
+        app,
+        &Write {
+            operation: Operation::Create,
+            row: &row,
+            subresource: "eviction",
+            namespace: &namespace,
+            name: &name,
+            object: Value::Null,
+            old: None,
+            user: &request.user,
+            dry_run: options.dry_run,
+        },
+    )?;
     let pod = registry::read(app, &row, &namespace, &name)?;
     let phase = text(&pod, &["status", "phase"]);
     // What has ended, has not begun or is ending anyway disturbs nobody.
@@ -83,7 +98,9 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     };
     delete::delete_object(&target, &options).await?;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-    Ok(respond::value(201, accept, &status))
+    let mut answer = respond::value(201, accept, &status);
+    respond::warn(&mut answer, &posted.warnings);
+    Ok(answer)
 }
 
 fn covers(budget: &Value, pod: &Value) -> bool {
@@ -129,12 +146,13 @@ async fn spend(
         if !decide(&mut budget, pod, &registry::now())? || dry_run {
             return Ok(());
         }
+        let bytes = encode::bounded(&row, &budget, entry.value.len())?;
         match app
             .store
             .write(
                 key.clone(),
-                Expect::Revision(entry.revision),
-                Some(encode::stored(&budget)?),
+                store::Expect::Revision(entry.revision),
+                Some(bytes),
             )
             .await
         {

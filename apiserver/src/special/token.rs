@@ -1,12 +1,13 @@
 //! `serviceaccounts/token`: makes tokens (TokenRequest). Owns the rules of upstream's TokenREST; keys and claims are
 //! `auth::tokens`'.
 
-use crate::App;
-use crate::admission::{find, node_restriction, text};
+use crate::admission::{find, namespace_lifecycle, node_restriction, text};
 use crate::auth::tokens::{Bound, ISSUER, MAX_SECONDS, MIN_SECONDS, Ref};
 use crate::http::{Answer, Request, negotiate, respond};
-use crate::registry;
+use crate::registry::{self, input};
+use crate::{App, Operation, Write};
 use serde_json::{Value, json};
+use skiff_api::decode::Expect;
 use skiff_api::field::FieldError;
 use skiff_api::status::Status;
 use std::sync::Arc;
@@ -17,12 +18,9 @@ use std::sync::Arc;
 /// 400, 403, 404, 409, 422.
 pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
     let accept = negotiate::accept(&request.parts.headers, None, false)?;
-    let body = request.read_body().await?;
-    let mut object = if body.is_empty() {
-        json!({})
-    } else {
-        registry::input::any(&request.parts.headers, &body)?
-    };
+    let expect = Expect::gvk("authentication.k8s.io", "v1", "TokenRequest");
+    let posted = input::posted(&mut request, expect, true).await?;
+    let mut object = posted.object;
     let (namespace, name) = (request.info.namespace.as_str(), request.info.name.as_str());
     let account = find(app, "core/serviceaccounts", namespace, name)
         .ok_or_else(|| Status::not_found("", "serviceaccounts", name))?;
@@ -32,6 +30,24 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
             "metadata.name: Invalid value: {given:?}: must match the service account name if specified"
         )));
     }
+    let row = app
+        .table
+        .get("", "v1", "serviceaccounts")
+        .ok_or_else(Status::no_route)?;
+    namespace_lifecycle::admit(
+        app,
+        &Write {
+            operation: Operation::Create,
+            row: &row,
+            subresource: "token",
+            namespace,
+            name,
+            object: Value::Null,
+            old: None,
+            user: &request.user,
+            dry_run: posted.dry_run,
+        },
+    )?;
     let spec = object.get("spec").cloned().unwrap_or_else(|| json!({}));
     let (real, wanted) = (
         text(&account, &["metadata", "uid"]),
@@ -116,7 +132,9 @@ pub async fn create(app: &Arc<App>, mut request: Request) -> Answer {
         out["spec"]["boundObjectRef"] = r;
     }
     out["status"] = json!({"token": token, "expirationTimestamp": registry::time(expires)});
-    Ok(respond::value(201, accept, &out))
+    let mut answer = respond::value(201, accept, &out);
+    respond::warn(&mut answer, &posted.warnings);
+    Ok(answer)
 }
 
 /// The object that the token is bound to, checked.

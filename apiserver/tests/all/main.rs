@@ -3,6 +3,8 @@
 
 mod access;
 mod admission;
+mod bodies;
+mod bounds;
 mod client;
 mod crash;
 mod credentials;
@@ -11,6 +13,7 @@ mod kubelet;
 mod memory;
 mod nodes;
 mod perimeter;
+mod pod_security;
 mod proxy;
 mod reads;
 mod rights;
@@ -18,5 +21,6 @@ mod services;
 mod shapes;
 mod subresources;
 mod tls;
+mod typed;
 mod watches;
 mod writes;

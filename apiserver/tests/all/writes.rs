@@ -63,7 +63,7 @@ fn bad_requests_get_upstreams_status() {
         let cms = format!("{ns}/configmaps");
         post(&cms, config_map("there")).await;
         let big =
-            json!({"metadata": {"name": "big"}, "data": {"x": "y".repeat(3_000_000)}}).to_string();
+            json!({"metadata": {"name": "big"}, "data": {"x": "y".repeat(3_200_000)}}).to_string();
         for (what, method, path, content, body, code, reason, text) in [
             (
                 "broken JSON",

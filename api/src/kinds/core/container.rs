@@ -7,6 +7,7 @@ use crate::field::FieldError;
 use crate::kinds::check;
 use crate::kinds::util::*;
 use serde_json::Value;
+use std::collections::{HashMap, HashSet};
 
 const PULL_POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
 const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
@@ -16,8 +17,8 @@ const MAY_NOT_INIT: &str = "may not be set for init containers without restartPo
 
 /// What container rules need to know of their pod.
 pub struct PodFacts<'a> {
-    /// The pod's volumes.
-    pub volumes: &'a [Value],
+    /// The pod's volumes by name.
+    pub volumes: HashMap<&'a str, &'a Value>,
     /// In a pod (not in a template): some rules are stricter there.
     pub is_pod: bool,
     /// The pod's terminationGracePeriodSeconds.
@@ -99,6 +100,7 @@ pub fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &
     }
 
     let ep = path.child("ephemeralContainers");
+    let targets: HashSet<&str> = names.iter().copied().collect();
     for (i, c) in ephemerals.iter().enumerate() {
         let p = ep.index(i);
         common(c, facts, &p, errs);
@@ -108,8 +110,7 @@ pub fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &
         }
         names.push(name);
         let target = text(c, "targetContainerName");
-        let known = |list: &[Value]| list.iter().any(|x| text(x, "name") == target);
-        if !target.is_empty() && !known(containers) && !known(inits) {
+        if !target.is_empty() && !targets.contains(target) {
             errs.push(FieldError::not_found(
                 p.child("targetContainerName"),
                 target,
@@ -300,7 +301,7 @@ fn volume_mounts(
     for (i, m) in items(c, "volumeMounts").iter().enumerate() {
         let p = path.index(i);
         let name = require(m, "name", &p, errs);
-        if !facts.volumes.iter().any(|v| text(v, "name") == name) {
+        if !facts.volumes.contains_key(name) {
             errs.push(FieldError::not_found(p.child("name"), name));
         }
         let mount_path = require(m, "mountPath", &p, errs);
@@ -377,7 +378,7 @@ fn volume_devices(c: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &mut E
         if names.contains(&name) {
             errs.push(FieldError::invalid(p.child("name"), name, "must be unique"));
         }
-        match facts.volumes.iter().find(|v| text(v, "name") == name) {
+        match facts.volumes.get(name) {
             None => errs.push(FieldError::not_found(p.child("name"), name)),
             Some(v) if !has(v, "persistentVolumeClaim") && !has(v, "ephemeral") => {
                 errs.push(FieldError::invalid(

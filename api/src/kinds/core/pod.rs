@@ -19,7 +19,48 @@ pub fn default(pod: &mut Value) {
     pod_spec::host_ports(spec);
 }
 
+/// matchLabelKeys and mismatchLabelKeys of pod affinity become expressions of the term's selector when the pod is created
+/// (applyMatchLabelKeysAndMismatchLabelKeys), so that the scheduler need not know of them.
+fn label_keys(pod: &mut Value) {
+    let labels = at(pod, "metadata.labels").clone();
+    let Some(affinity) = at_mut(pod, "spec.affinity") else {
+        return;
+    };
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let required = format!("{kind}.requiredDuringSchedulingIgnoredDuringExecution");
+        for term in items_mut(affinity, &required) {
+            term_label_keys(term, &labels);
+        }
+        let preferred = format!("{kind}.preferredDuringSchedulingIgnoredDuringExecution");
+        for weighted in items_mut(affinity, &preferred) {
+            if let Some(term) = at_mut(weighted, "podAffinityTerm") {
+                term_label_keys(term, &labels);
+            }
+        }
+    }
+}
+
+fn term_label_keys(term: &mut Value, labels: &Value) {
+    let mut added = Vec::new();
+    for (keys, operator) in [("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")] {
+        for key in items(term, keys).iter().filter_map(Value::as_str) {
+            if let Some(value) = labels.get(key).and_then(Value::as_str) {
+                added.push(json!({"key": key, "operator": operator, "values": [value]}));
+            }
+        }
+    }
+    if added.is_empty() {
+        return;
+    }
+    if let Some(selector) = at_mut(term, "labelSelector") {
+        let mut all = items(selector, "matchExpressions").to_vec();
+        all.extend(added);
+        put(selector, "matchExpressions", all);
+    }
+}
+
 fn prepare_create(_: &Context, pod: &mut Value) {
+    label_keys(pod);
     let qos = resources::qos_class(at(pod, "spec"));
     let mut status = json!({"phase": "Pending", "qosClass": qos});
     if !items(pod, "spec.schedulingGates").is_empty() {
@@ -154,10 +195,22 @@ pub fn template_warnings(spec: &Value, path: &str, out: &mut Vec<String>) {
     }
 }
 
+/// Is it the mirror of a pod that a kubelet has from a file?
+fn is_static(pod: &Value) -> bool {
+    !at(pod, "metadata.annotations")["kubernetes.io/config.mirror"].is_null()
+}
+
 /// Errors of a change through the subresource `ephemeralcontainers` (the rest of the pod being the old one's): ephemeral
 /// containers may be added, never changed or removed.
 pub fn validate_ephemeral_containers(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errs = Vec::new();
+    if is_static(old) {
+        errs.push(FieldError::forbidden(
+            "",
+            "static pods do not support ephemeral containers",
+        ));
+        return errs;
+    }
     pod_validate::spec(at(new, "spec"), true, &Path::new("spec"), &mut errs);
     let list = items(new, "spec.ephemeralContainers");
     for o in items(old, "spec.ephemeralContainers") {
@@ -181,6 +234,14 @@ pub fn validate_ephemeral_containers(new: &Value, old: &Value) -> Vec<FieldError
 /// only cpu and memory change (ValidatePodResize).
 pub fn validate_resize(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errs = Vec::new();
+    if is_static(old) {
+        errs.push(FieldError::forbidden("", "static pods cannot be resized"));
+        return errs;
+    }
+    if text(old, "spec.os.name") == "windows" {
+        errs.push(FieldError::forbidden("", "windows pods cannot be resized"));
+        return errs;
+    }
     pod_validate::spec(at(new, "spec"), true, &Path::new("spec"), &mut errs);
     let qos = resources::qos_class(at(new, "spec"));
     if qos != resources::qos_class(at(old, "spec")) {
@@ -531,6 +592,45 @@ mod tests {
             pod["status"],
             json!({"phase": "Pending", "qosClass": "BestEffort"})
         );
+    }
+
+    #[test]
+    fn label_keys_of_pod_affinity_become_part_of_the_selector() {
+        let c = Context {
+            now: String::new(),
+            user: String::new(),
+        };
+        let term = json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "x"}},
+            "matchLabelKeys": ["pod-template-hash", "absent"], "mismatchLabelKeys": ["tenant"]});
+        let mut pod = json!({"metadata": {"labels": {"pod-template-hash": "h", "tenant": "t"}}, "spec": {
+        "containers": [{"name": "a"}],
+        "affinity": {
+            "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term.clone()]},
+            "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": term}]},
+        }}});
+        prepare_create(&c, &mut pod);
+        let want = json!([
+            {"key": "pod-template-hash", "operator": "In", "values": ["h"]},
+            {"key": "tenant", "operator": "NotIn", "values": ["t"]},
+        ]);
+        let affinity = &pod["spec"]["affinity"];
+        for got in [
+            &affinity["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0],
+            &affinity["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"][0]["podAffinityTerm"],
+        ] {
+            assert_eq!(got["labelSelector"]["matchExpressions"], want);
+        }
+    }
+
+    #[test]
+    fn static_pods_are_neither_resized_nor_debugged() {
+        let mut old = json!({"metadata": {"name": "p", "annotations": {"kubernetes.io/config.mirror": "x"}},
+            "spec": {"containers": [{"name": "a", "image": "x:1"}]}});
+        default(&mut old);
+        let mut new = old.clone();
+        new["spec"]["ephemeralContainers"] = json!([{"name": "debug", "image": "busybox"}]);
+        assert_eq!(validate_ephemeral_containers(&new, &old).len(), 1);
+        assert_eq!(validate_resize(&old, &old).len(), 1);
     }
 
     #[test]

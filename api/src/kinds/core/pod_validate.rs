@@ -7,6 +7,7 @@ use crate::field::FieldError;
 use crate::kinds::check;
 use crate::kinds::util::*;
 use serde_json::Value;
+use std::collections::HashSet;
 
 const DNS_POLICIES: &[&str] = &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
 const RESTART_POLICIES: &[&str] = &["Always", "OnFailure", "Never"];
@@ -25,7 +26,7 @@ pub fn spec(spec: &Value, is_pod: bool, path: &Path<'_>, errs: &mut Errors) {
     container::validate_all(
         spec,
         &PodFacts {
-            volumes,
+            volumes: volumes.iter().map(|v| (text(v, "name"), v)).collect(),
             is_pod,
             grace,
             os: text(spec, "os.name"),
@@ -428,13 +429,18 @@ pub fn update(new: &Value, old: &Value, errs: &mut Errors) {
 }
 
 fn tolerations_only_added(new: &[Value], old: &[Value]) -> bool {
-    let bare = |t: &Value| {
-        let mut t = t.clone();
-        drop_key(&mut t, "tolerationSeconds");
-        t
-    };
-    old.iter()
-        .all(|o| new.iter().any(|n| equal(&bare(n), &bare(o))))
+    // A set: these lists may be long, and comparing each with each takes the square.
+    fn bare(t: &Value) -> [&str; 4] {
+        ["key", "operator", "value", "effect"].map(|k| text(t, k))
+    }
+    let kept: HashSet<[&str; 4]> = new.iter().map(bare).collect();
+    old.iter().all(|o| kept.contains(&bare(o)))
+}
+
+/// What makes an expression of a node selector.
+fn expression(e: &Value) -> (&str, &str, Vec<&str>) {
+    let values = items(e, "values").iter().filter_map(Value::as_str);
+    (text(e, "key"), text(e, "operator"), values.collect())
 }
 
 fn gated_directives(
@@ -464,9 +470,8 @@ fn gated_directives(
         || (nt.len() == ot.len()
             && nt.iter().zip(ot).all(|(n, o)| {
                 ["matchExpressions", "matchFields"].iter().all(|k| {
-                    items(o, k)
-                        .iter()
-                        .all(|x| items(n, k).iter().any(|y| equal(x, y)))
+                    let kept: HashSet<_> = items(n, k).iter().map(expression).collect();
+                    items(o, k).iter().all(|x| kept.contains(&expression(x)))
                 })
             }));
     if narrowed {

@@ -5,6 +5,7 @@ use crate::field::FieldError;
 use crate::kinds::check;
 use crate::kinds::util::*;
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// validateAffinity.
 pub fn affinity(a: &Value, path: &Path<'_>, errs: &mut Errors) {
@@ -245,6 +246,7 @@ pub fn tolerations(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
 
 /// validateTopologySpreadConstraints.
 pub fn topology_spread(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
+    let mut seen = HashSet::new();
     for (i, c) in list.iter().enumerate() {
         let p = path.index(i);
         let skew = int0(c, "maxSkew");
@@ -275,10 +277,7 @@ pub fn topology_spread(list: &[Value], path: &Path<'_>, errs: &mut Errors) {
             &p,
             errs,
         );
-        if list[..i]
-            .iter()
-            .any(|o| text(o, "topologyKey") == key && text(o, "whenUnsatisfiable") == when)
-        {
+        if !seen.insert((key, when)) {
             errs.push(FieldError::duplicate(
                 p.child("{topologyKey, whenUnsatisfiable}"),
                 format!("{{{key}, {when}}}"),

@@ -6,6 +6,7 @@ use crate::kinds::check;
 use crate::kinds::util::*;
 use crate::resource::{Column, Context, SelectableField, Strategy, keep_status};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 
@@ -427,18 +428,17 @@ fn port_conflicts(ports: &[Value], kind: &str, path: &Path<'_>, errs: &mut Error
             }
         }
     }
-    let same = |a: &Value, b: &Value, key: &str| {
-        int0(a, key) == int0(b, key) && text(a, "protocol") == text(b, "protocol")
-    };
+    let mut seen = HashSet::new();
     for (i, port) in ports.iter().enumerate() {
         let n = int0(port, "nodePort");
-        if n != 0 && ports[..i].iter().any(|o| same(o, port, "nodePort")) {
+        if n != 0 && !seen.insert((n, text(port, "protocol"))) {
             let p = path.index(i);
             errs.push(FieldError::duplicate(p.child("nodePort"), n));
         }
     }
+    let mut seen = HashSet::new();
     for (i, port) in ports.iter().enumerate() {
-        if ports[..i].iter().any(|o| same(o, port, "port")) {
+        if !seen.insert((int0(port, "port"), text(port, "protocol"))) {
             errs.push(FieldError::duplicate(
                 path.index(i),
                 json!({"protocol": text(port, "protocol"), "port": int0(port, "port")}),
