@@ -12,6 +12,7 @@ pub mod jsonpath;
 pub mod kinds;
 pub mod meta;
 pub mod names;
+pub mod node_api;
 pub mod openapi;
 pub mod patch;
 pub mod pod_security;

@@ -13,7 +13,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -109,6 +109,7 @@ pub async fn accept<C, F, B>(
     let acceptor = TlsAcceptor::from(tls);
     let tracker = TaskTracker::new();
     let doors = Doors::new(settings.limits.within_descriptors());
+    let mut told = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -118,7 +119,12 @@ pub async fn accept<C, F, B>(
         match accepted {
             Ok((stream, address)) => {
                 let Some(pass) = doors.enter(address.ip()) else {
-                    tracing::debug!(%address, "too many connections; this one is not taken");
+                    // Once a minute: whoever floods us must not fill the log, too.
+                    if told.is_none_or(|at: Instant| at.elapsed() > Duration::from_secs(60)) {
+                        told = Some(Instant::now());
+                        let (known, strangers) = doors.inside();
+                        tracing::warn!(%address, known, strangers, "too many connections; new ones are not taken");
+                    }
                     continue;
                 };
                 let (acceptor, cancel) = (acceptor.clone(), cancel.clone());

@@ -1,6 +1,7 @@
 //! What the API server asks kubelets for: logs, exec, attach, port-forward. Owns the choice of the container, the kubelet's
 //! address and the trust towards it; bytes are [`super::tunnel`]'s.
 
+use super::log_socket;
 use super::reach;
 use super::tunnel::{self, Forward, Target};
 use crate::App;
@@ -225,8 +226,14 @@ pub fn escape(s: &str) -> String {
 ///
 /// # Errors
 /// 400, 404, 422 and what the kubelet says.
-pub async fn log(app: &Arc<App>, request: Request) -> Answer {
+pub async fn log(app: &Arc<App>, mut request: Request) -> Answer {
     let pod = pod(app, &request)?;
+    let socket = if log_socket::asked(&request.parts.headers) {
+        let upgrade = request.parts.extensions.remove();
+        Some(log_socket::Client::new(&request.parts.headers, upgrade)?)
+    } else {
+        None
+    };
     let mut query = String::new();
     let mut asked = String::new();
     let mut errors = Vec::new();
@@ -324,6 +331,9 @@ pub async fn log(app: &Arc<App>, request: Request) -> Answer {
     };
     let answer = tunnel::forward(target, forward, super::ended(app, &request)).await?;
     if answer.status().is_success() {
+        if let Some(socket) = socket {
+            return socket.send(answer.into_body(), super::ended(app, &request));
+        }
         let mut r = http::Response::new(until(answer.into_body(), app.cancel.clone()));
         r.headers_mut().insert(
             http::header::CONTENT_TYPE,
@@ -489,17 +499,27 @@ pub async fn portforward(app: &Arc<App>, request: Request) -> Answer {
     upgraded(app, request, &pod, path).await
 }
 
-async fn upgraded(app: &Arc<App>, mut request: Request, pod: &Value, path: String) -> Answer {
-    // A WebSocket begins with GET, but what it does is a create (upstream's AuthorizePodWebsocketUpgradeCreatePermission).
-    if request.info.verb == "get" {
-        let create = Attributes {
-            verb: "create",
-            ..Attributes::of_request(&request.user, &request.info)
-        };
-        if let Decision::NoOpinion(why) = app.auth.decide(app, &create) {
-            return Err(forbidden(&create, &why));
-        }
+/// A WebSocket begins with GET, but what it does is a create (upstream's AuthorizePodWebsocketUpgradeCreatePermission, here
+/// also for what nodes/proxy reaches).
+///
+/// # Errors
+/// 403.
+pub(super) fn may_create(app: &App, request: &Request) -> Result<(), Status> {
+    if request.info.verb == "create" {
+        return Ok(());
     }
+    let create = Attributes {
+        verb: "create",
+        ..Attributes::of_request(&request.user, &request.info)
+    };
+    match app.auth.decide(app, &create) {
+        Decision::NoOpinion(why) => Err(forbidden(&create, &why)),
+        Decision::Allow(_) => Ok(()),
+    }
+}
+
+async fn upgraded(app: &Arc<App>, mut request: Request, pod: &Value, path: String) -> Answer {
+    may_create(app, &request)?;
     let name = text(pod, &["metadata", "name"]);
     let node = text(pod, &["spec", "nodeName"]);
     if node.is_empty() {

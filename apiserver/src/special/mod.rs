@@ -5,6 +5,7 @@
 pub mod binding;
 pub mod eviction;
 pub mod kubelet;
+mod log_socket;
 pub mod nodeport;
 pub mod proxy;
 pub mod reach;

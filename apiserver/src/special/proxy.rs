@@ -15,6 +15,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::Value;
+use skiff_api::node_api;
 use skiff_api::status::Status;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -264,6 +265,10 @@ pub async fn node(app: &Arc<App>, request: Request) -> Answer {
             place.port = port;
             place.tls = tls(app, &id, &place.host)?;
         }
+    }
+    let kubelet = place.tls.as_ref().is_some_and(|(_, name)| name == id.name);
+    if kubelet && node_api::acts(&rewrite::clean(&rest(&request))) {
+        super::kubelet::may_create(app, &request)?;
     }
     pass(app, request, place).await
 }

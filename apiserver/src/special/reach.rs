@@ -109,7 +109,7 @@ fn pod_networks(node: &Value) -> Vec<&str> {
 }
 
 /// May a node have this address? Its status is written by the node: it must not be a pod's or a service's. A machine without
-/// any other address has the gateway's of its own pods.
+/// any other address has the gateway's of its own pods; that can only be this one.
 fn node_address(app: &App, node: &Value, ip: IpAddr, port: u16) -> Result<(), Status> {
     if app.config.bind_address.is_loopback() && ip.to_canonical().is_loopback() {
         // A server that can only be reached on this machine has its nodes here, too.
@@ -120,9 +120,10 @@ fn node_address(app: &App, node: &Value, ip: IpAddr, port: u16) -> Result<(), St
         };
     }
     anywhere(app, ip, port)?;
-    let gateway = pod_networks(node)
-        .iter()
-        .any(|c| crate::auth::pki::first_address(c) == Some(ip.to_canonical()));
+    let gateway = ours(ip)
+        && pod_networks(node)
+            .iter()
+            .any(|c| crate::auth::pki::first_address(c) == Some(ip.to_canonical()));
     if within(&app.config.cluster_cidr, ip) && !gateway {
         return Err(not_allowed());
     }
@@ -203,14 +204,12 @@ pub fn pod(app: &App, pod: &Value, port: u16) -> Result<IpAddr, Status> {
     }
     anywhere(app, ip, port)?;
     let networks = node.as_ref().map(pod_networks).unwrap_or_default();
-    let in_place = if networks.is_empty() {
-        within(&app.config.cluster_cidr, ip)
-    } else {
-        networks.iter().any(|n| within(n, ip))
-            && !networks
-                .iter()
-                .any(|n| crate::auth::pki::first_address(n) == Some(ip.to_canonical()))
-    };
+    // The node's own word narrows the cluster's network, and never widens it.
+    let mut in_place = within(&app.config.cluster_cidr, ip);
+    if !networks.is_empty() {
+        let gateway = |n: &&str| crate::auth::pki::first_address(n) == Some(ip.to_canonical());
+        in_place &= networks.iter().any(|n| within(n, ip)) && !networks.iter().any(gateway);
+    }
     if in_place { Ok(ip) } else { Err(not_allowed()) }
 }
 

@@ -1,6 +1,7 @@
 //! What is passed on to kubelets and pods, over real TLS and real upgrades: a server with a node's certificate answers here.
 
 use crate::harness::*;
+use crate::perimeter::{admin, connect};
 use axum::body::Body;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -383,5 +384,54 @@ fn upgraded_connections_pass_through_byte_by_byte() {
                 assert_eq!(got, word.to_uppercase().as_bytes());
             }
         }
+    });
+}
+
+#[test]
+fn a_log_over_a_websocket_comes_in_messages() {
+    use futures::StreamExt;
+    use tokio_tungstenite::tungstenite::Message;
+    run(async {
+        world("wslog", kubelet("wslog").await).await;
+        let want = "GET /containerLogs/wslog/p/c?tailLines=3 ";
+        for (protocol, message) in [
+            (None, Message::binary(want)),
+            (Some("binary.k8s.io"), Message::binary(want)),
+            (
+                Some("base64.binary.k8s.io"),
+                Message::text("R0VUIC9jb250YWluZXJMb2dzL3dzbG9nL3AvYz90YWlsTGluZXM9MyA="),
+            ),
+        ] {
+            let tls = connect(server(), Some(admin(server()))).await;
+            let mut request = http::Request::builder()
+                .uri("wss://x/api/v1/namespaces/wslog/pods/p/log?tailLines=3")
+                .header("host", "x")
+                .header("connection", "Upgrade")
+                .header("upgrade", "websocket")
+                .header("sec-websocket-version", "13")
+                .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+            if let Some(p) = protocol {
+                request = request.header("sec-websocket-protocol", p);
+            }
+            let request = request.body(()).expect("request");
+            let (mut socket, answer) = tokio_tungstenite::client_async(request, tls)
+                .await
+                .expect("a WebSocket");
+            let agreed = answer.headers().get("sec-websocket-protocol");
+            assert_eq!(agreed.and_then(|a| a.to_str().ok()), protocol);
+            let first = socket.next().await.expect("a message").expect("well");
+            assert_eq!(first, message);
+            let last = socket.next().await.expect("an end").expect("well");
+            assert!(last.is_close(), "{last:?}");
+        }
+        // What the kubelet refuses is refused before protocols are switched.
+        let upgrade = [
+            ("connection", "Upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        let a = ask("GET", "/api/v1/namespaces/wslog/pods/p/log", &upgrade, "").await;
+        assert_eq!(a.code, 400, "no connection: {}", a.text);
     });
 }

@@ -1,5 +1,6 @@
 //! Whom requests are passed on to by nodes/proxy, pods/proxy and services/proxy, and what of them.
 
+use crate::access::as_user;
 use crate::harness::*;
 use crate::kubelet::{kubelet, world};
 use crate::perimeter::{admin, connect, until};
@@ -9,6 +10,7 @@ use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use skiff_apiserver::Handle;
+use skiff_apiserver::auth::UserInfo;
 use skiff_apiserver::special::reach;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -137,6 +139,59 @@ fn the_server_itself_cannot_be_reached_through_a_node() {
 }
 
 #[test]
+fn get_of_nodes_proxy_runs_nothing() {
+    run(async {
+        world("noexec", kubelet("noexec").await).await;
+        for (user, verbs) in [
+            ("np-reader", json!(["get"])),
+            ("np-admin", json!(["get", "create"])),
+        ] {
+            let rules = json!([{"verbs": verbs, "apiGroups": [""], "resources": ["nodes/proxy"]}]);
+            let base = "/apis/rbac.authorization.k8s.io/v1";
+            make(
+                &format!("{base}/clusterroles"),
+                json!({"metadata": {"name": user}, "rules": rules}),
+            )
+            .await;
+            make(
+                &format!("{base}/clusterrolebindings"),
+                json!({"metadata": {"name": user}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": user},
+                    "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}]}),
+            )
+            .await;
+        }
+        let (reader, admin) = (
+            UserInfo::new("np-reader", &[]),
+            UserInfo::new("np-admin", &[]),
+        );
+        let base = "/api/v1/nodes/node-noexec/proxy";
+        for path in [
+            "/exec/a/b/c",
+            "//exec/a/b/c",
+            "/x/../run/a/b/c",
+            "/%65xec/a/b/c",
+            "/portForward/a/b",
+        ] {
+            let path = format!("{base}{path}");
+            let a = as_user(&reader, "GET", &path, &[], Value::Null).await;
+            assert_eq!(a.code, 403, "{path}: {}", a.text);
+            assert!(
+                a.message()
+                    .contains("cannot create resource \"nodes/proxy\""),
+                "{}",
+                a.text
+            );
+            assert_eq!(
+                as_user(&admin, "GET", &path, &[], Value::Null).await.code,
+                200
+            );
+        }
+        let a = as_user(&reader, "GET", &format!("{base}/pods"), &[], Value::Null).await;
+        assert_eq!(a.code, 200, "{}", a.text);
+    });
+}
+
+#[test]
 fn every_method_reaches_the_root_and_get_is_sent_to_it() {
     run(async {
         let (port, _) = web().await;
@@ -260,6 +315,12 @@ async fn refused(path: &str) -> String {
 fn a_pod_is_reached_at_its_own_address_only() {
     run(async {
         claims("podip").await;
+        let everything = json!({"metadata": {"name": "wide-podip"}, "spec": {"podCIDR": "0.0.0.0/0", "podCIDRs": ["0.0.0.0/0"]}});
+        make("/api/v1/nodes", everything).await;
+        make("/api/v1/namespaces/podip/pods", pod("wide")).await;
+        let b =
+            json!({"metadata": {"name": "wide"}, "target": {"kind": "Node", "name": "wide-podip"}});
+        make("/api/v1/namespaces/podip/pods/wide/binding", b).await;
         let base = "/api/v1/namespaces/podip/pods";
         let own = server().address().port();
         for (name, ip, port, allowed) in [
@@ -274,6 +335,9 @@ fn a_pod_is_reached_at_its_own_address_only() {
             ("p", "192.0.2.1", own, false),
             ("p", "8.8.8.8", 80, false),
             ("p", "::1", 80, false),
+            // A node's word that everything is its pods' network makes it so for nobody.
+            ("wide", "8.8.8.8", 80, false),
+            ("wide", "10.42.9.9", 80, true),
             ("p", "::ffff:127.0.0.1", 80, false),
             ("host", "198.51.100.7", 80, true),
             ("host", "198.51.100.8", 80, false),

@@ -247,7 +247,9 @@ async fn end_orphan(k: &Arc<Kubelet>, uid: &str) -> Result<(), String> {
     let pod_uid = uid.clone();
     let job = move |_: &work::Closed| {
         tear_down::remove(&dir)?;
-        this.cgroups.remove_pod(&pod_uid).map_err(|e| e.to_string())?;
+        this.cgroups
+            .remove_pod(&pod_uid)
+            .map_err(|e| e.to_string())?;
         remove_logs(&logs, |u| u == pod_uid);
         Ok(())
     };

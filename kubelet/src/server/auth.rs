@@ -12,6 +12,7 @@ use kube::api::{Api, PostParams};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use skiff_api::bearer;
+use skiff_api::node_api::{acts, below};
 use skiff_https::{ClientCa, Identity, Peer};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -130,12 +131,6 @@ fn verb(method: &Method) -> &'static str {
     }
 }
 
-/// Is the path this one, or below it?
-fn below(path: &str, top: &str) -> bool {
-    path.strip_prefix(top)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 /// The subresources of the node of which one must be allowed, the finer first (KubeletFineGrainedAuthz).
 fn subresources(path: &str) -> &'static [&'static str] {
     const RIGHTS: &[(&str, &[&str])] = &[
@@ -154,14 +149,6 @@ fn subresources(path: &str) -> &'static [&'static str] {
         .iter()
         .find(|(top, _)| below(path, top))
         .map_or(&["proxy"], |(_, s)| s)
-}
-
-/// Does the path run something in a container or open a way into a pod? A WebSocket asks for it with GET, and upstream takes
-/// `get` of nodes/proxy for enough; here what it does counts, as the API server has it for pods/exec.
-fn acts(path: &str) -> bool {
-    ["/exec", "/attach", "/portForward", "/run", "/cri"]
-        .iter()
-        .any(|top| below(path, top))
 }
 
 /// The verbs that are all needed.

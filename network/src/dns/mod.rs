@@ -5,6 +5,7 @@
 //! on as it came; messages are read and written by hickory-proto.
 
 pub mod forward;
+pub mod share;
 pub mod zone;
 
 use crate::Cidr;
@@ -16,6 +17,7 @@ use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
 use rand::seq::SliceRandom;
+use share::Shares;
 use skiff_client::{Cache, Informers};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -76,8 +78,12 @@ pub enum DnsError {
 
 /// Queries that wait for the node's name servers at once; more are refused.
 const WAITING: usize = 1000;
+/// Of those, one address's.
+const WAITING_EACH: usize = 200;
 /// Open TCP connections.
 const CONNECTIONS: usize = 200;
+/// Of those, one address's.
+const CONNECTIONS_EACH: usize = 20;
 /// A TCP connection may idle so long.
 const IDLE: Duration = Duration::from_secs(10);
 /// Largest UDP answer: what passes everywhere unfragmented (DNS flag day 2020).
@@ -261,6 +267,7 @@ async fn follow_resolv_conf(shared: &Arc<Shared>, config: &DnsConfig, own: Socke
 
 async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
     let mut buf = vec![0; 4096];
+    let shares = Shares::new(WAITING_EACH);
     loop {
         let (len, from) = match socket.recv_from(&mut buf).await {
             Ok(got) => got,
@@ -278,7 +285,9 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
             }
             Reply::Nothing => {}
             slow => {
-                let Ok(place) = shared.waiting.clone().try_acquire_owned() else {
+                let place = shares.take(from.ip());
+                let place = place.zip(shared.waiting.clone().try_acquire_owned().ok());
+                let Some(place) = place else {
                     if let Some(refusal) = refuse(raw) {
                         let _ = socket.send_to(&refusal, from).await;
                     }
@@ -298,16 +307,20 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
 
 async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let shares = Shares::new(CONNECTIONS_EACH);
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
             return;
         };
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
+                let Some(share) = shares.take(from.ip()) else {
+                    continue;
+                };
                 let shared = shared.clone();
                 tokio::spawn(async move {
                     let _ = serve_connection(stream, &shared).await;
-                    drop(place);
+                    drop((place, share));
                 });
             }
             Err(e) => {
@@ -584,6 +597,35 @@ mod tests {
         assert_eq!(negative.authorities.len(), 1, "with the SOA");
         s.ready.store(false, std::sync::atomic::Ordering::Release);
         assert_eq!(code(ask(&s, |_| {})), Some(ResponseCode::ServFail));
+    }
+
+    #[tokio::test]
+    async fn connections_of_one_address_do_not_keep_another_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let server = listener.local_addr().expect("address");
+        tokio::spawn(serve_tcp(listener, Arc::new(shared())));
+        let mut held = Vec::new();
+        for _ in 0..CONNECTIONS {
+            held.push(TcpStream::connect(server).await.expect("connect"));
+        }
+        // Whoever comes from elsewhere is answered, while these say nothing.
+        let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+        socket
+            .bind(SocketAddr::from(([127, 0, 0, 2], 0)))
+            .expect("another address");
+        let mut other = socket.connect(server).await.expect("connect");
+        let mut query = Message::query();
+        let name = Name::from_ascii("1-2-3-4.d.pod.cluster.local.").expect("name");
+        query.add_query(Query::query(name, RecordType::A));
+        let raw = query.to_vec().expect("bytes");
+        other.write_u16(raw.len() as u16).await.expect("write");
+        other.write_all(&raw).await.expect("write");
+        let answer = tokio::time::timeout(IDLE / 2, other.read_u16());
+        assert!(answer.await.expect("kept out").is_ok());
+        // The last of the others was not taken.
+        let last = held.last_mut().expect("one");
+        let ended = tokio::time::timeout(IDLE / 2, last.read_u8());
+        assert!(ended.await.expect("taken").is_err());
     }
 
     proptest! {
