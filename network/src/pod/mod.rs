@@ -14,6 +14,7 @@ mod types;
 
 pub use ipam::{Ipam, Record};
 pub use node::{Owner, cleanup, owns};
+pub(crate) use node_ip::default_mtu;
 pub use node_ip::node_ip;
 pub(crate) use rules::{hairpin, hairpin_set};
 pub use types::{HostPort, Netns, PodError, PodNetworkConfig, Protocol};
@@ -35,7 +36,7 @@ use std::time::Duration;
 /// Beginning of the name of every interface of ours on the host.
 pub const LINK_PREFIX: &str = "skiff";
 /// Hardware address of the host end of every pod's veth. Each is a link of its own, so all can have the same.
-const HOST_MAC: [u8; 6] = [0xee; 6];
+pub(crate) const HOST_MAC: [u8; 6] = [0xee; 6];
 
 /// How long ended pods gather before their links are removed.
 const SWEEP_AFTER: Duration = Duration::from_millis(20);
@@ -71,7 +72,7 @@ pub fn host_link_name(sandbox_id: &str) -> String {
     format!("{LINK_PREFIX}{:010x}", hash >> 24)
 }
 
-fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
+pub(crate) fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
     // As upstream's CNI plugins do: locally administered, and readable in a dump.
     let [a, b, c, d] = address.octets();
     [0x0a, 0x58, a, b, c, d]
@@ -118,6 +119,9 @@ impl PodNetwork {
         };
         if let Owner::Another(alias) = node::owner(&mut route, &config.bridge, &config.state_dir)? {
             return Err(PodError::Taken(config.bridge, alias));
+        }
+        if let Err(e) = crate::egress::heal(&config.state_dir) {
+            tracing::warn!(error = %e, "what a killed image build left of its network is still there");
         }
         enable_forwarding(&config)?;
 
@@ -493,7 +497,7 @@ fn taken_port(ipam: &Ipam, id: &str, ports: &[HostPort]) -> Result<(), PodError>
 }
 
 /// Runs in the pod's namespace.
-fn configure_pod(address: Ipv4Addr, gateway: Ipv4Addr) -> Result<(), PodError> {
+pub(crate) fn configure_pod(address: Ipv4Addr, gateway: Ipv4Addr) -> Result<(), PodError> {
     const LOOPBACK: u32 = 1;
     let mut socket = Socket::route()?;
     let index = socket.index("eth0")?;

@@ -47,7 +47,7 @@ fn choose(routes: &[Route], addresses: &[Address], links: &[Link]) -> Option<Ipv
 }
 
 /// MTU of the interface with the best default route.
-pub(super) fn default_mtu(socket: &mut Socket) -> Result<Option<u32>> {
+pub(crate) fn default_mtu(socket: &mut Socket) -> Result<Option<u32>> {
     let routes = socket.routes()?;
     let Some(index) = default_route(&routes).and_then(|r| r.interface) else {
         return Ok(None);

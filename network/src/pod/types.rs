@@ -192,7 +192,7 @@ impl From<OwnedFd> for Netns {
 }
 
 impl Netns {
-    pub(super) fn open(self) -> Result<OwnedFd, PodError> {
+    pub(crate) fn open(self) -> Result<OwnedFd, PodError> {
         match self {
             Netns::Fd(fd) => Ok(fd),
             Netns::Path(path) => std::fs::File::open(&path)

@@ -3,6 +3,7 @@
 
 mod bench;
 mod dns;
+mod egress;
 mod lab;
 mod pod;
 mod proxy;
