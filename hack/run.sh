@@ -63,7 +63,7 @@ say "4/6 building the example's image"
 context=$run/image
 cp -r manifests/examples/hello/image "$context"
 cp "$(command -v busybox)" "$context/busybox"
-"$skiff" image build --data-dir "$data" -t example.skiff/hello:v1 "$context"
+"$skiff" image build --data-dir "$data" --network none -t example.skiff/hello:v1 "$context"
 rm -rf "$context"
 
 say "5/6 applying manifests/examples/hello"

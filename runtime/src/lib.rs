@@ -2,9 +2,11 @@
 //! Skiff's other crates: crictl and upstream's CRI tests talk to it as well as the kubelet does.
 //!
 //! Map: `cri` answers calls and keeps the tables; `shim` is the process that holds one pod; `container` turns a
-//! container's description into a process (the crate skiff-cgroup limits, counts and kills); `images` stores, pulls and builds;
+//! container's description into a process (the crate skiff-cgroup limits, counts and kills); `images` stores, pulls and builds
+//! (its RUN steps are containers made by `build_step`);
 //! `streaming` carries exec, attach and port-forward; `sys` is where system calls are made.
 
+pub mod build_step;
 pub mod container;
 mod cri;
 pub mod images;
@@ -13,6 +15,7 @@ pub mod state;
 pub mod streaming;
 pub mod sys;
 
+pub use cri::describe_holder;
 pub use skiff_cgroup as cgroup;
 
 use images::cri::CriImageService;
@@ -124,6 +127,12 @@ pub trait PodNetwork: Send + Sync {
     ) -> Result<(), String>;
     /// Whether pods can be connected now; the reason if not (the node's NetworkReady condition).
     async fn ready(&self) -> Result<(), String>;
+    /// Whether pods get their addresses from this network (CRI's UpdateRuntimeConfig); why not if not.
+    fn takes_cidr(&self, cidr: &str) -> Result<(), String> {
+        Err(format!(
+            "{cidr:?} cannot be set: the pod network of this runtime has no addresses to choose"
+        ))
+    }
 }
 
 /// A pod network with nothing but loopback.

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)] // The initialiser below is called by libc before main.
 mod all {
+    pub mod build;
     pub mod chaos;
     pub mod cri;
     pub mod harness;
@@ -29,6 +30,9 @@ extern "C" fn early(argc: c_int, argv: *const *const c_char, _env: *const *const
     }
     if args.get(1).is_some_and(|a| a == "serve") {
         all::chaos::serve_main(&args[2..]);
+    }
+    if args.get(1).is_some_and(|a| a == "imagebuild") {
+        all::build::imagebuild_main(&args[2..]);
     }
     if args.get(1).is_some_and(|a| a == "knock") {
         all::shims::knock_main(&args[2..]);

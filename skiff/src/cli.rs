@@ -172,6 +172,15 @@ pub enum ImageCommand {
         /// Values of ARGs (NAME=value)
         #[arg(long, value_name = "ARG")]
         build_arg: Vec<String>,
+        /// Network of RUN: default (its own, with a way out), none, or host (the machine's)
+        #[arg(long, default_value = "default")]
+        network: String,
+        /// Memory that each RUN may use, such as 512m or 2g [default: three quarters of the machine's]
+        #[arg(long)]
+        memory: Option<String>,
+        /// Build although this machine lacks cgroup controllers or seccomp: RUN then gets more than it should
+        #[arg(long)]
+        allow_missing_isolation: bool,
         /// Directory that COPY and ADD take from
         context: PathBuf,
     },
@@ -199,6 +208,9 @@ pub enum ImageCommand {
     Ls,
     /// Remove images
     Rm {
+        /// Also images that containers use; these keep their files until they are removed
+        #[arg(short, long)]
+        force: bool,
         /// Names or digests
         #[arg(required = true)]
         images: Vec<String>,

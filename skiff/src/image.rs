@@ -1,15 +1,20 @@
 //! `skiff image`: the command's face over the runtime's image store. Prints; decides nothing.
 
 use crate::cli::{ImageArgs, ImageCommand};
+use crate::glue::BuildNetwork;
+use crate::paths;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use skiff_runtime::images::build::BuildOptions;
+use skiff_runtime::build_step::{self, Runner};
+use skiff_runtime::images::build::{BuildOptions, Network};
 use skiff_runtime::images::pull::Credentials;
 use skiff_runtime::images::registries::Registries;
-use skiff_runtime::images::{ImageRecord, cmd};
+use skiff_runtime::images::{ImageError, ImageRecord, cmd};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// Runs the command.
 ///
@@ -23,8 +28,14 @@ pub async fn run(args: ImageArgs) -> Result<()> {
             tag,
             file,
             build_arg,
+            network,
+            memory,
+            allow_missing_isolation,
             context,
         } => {
+            let network = Network::parse(&network).with_context(|| {
+                format!("--network {network:?} is not known; use default, none or host")
+            })?;
             let options = BuildOptions {
                 dockerfile: file,
                 tags: vec![tag.clone()],
@@ -32,12 +43,17 @@ pub async fn run(args: ImageArgs) -> Result<()> {
                 context,
                 target: None,
                 epoch: None,
+                network,
             };
+            crate::server::holds_containers_back(allow_missing_isolation)?;
+            let memory = memory.as_deref().map(bytes).transpose()?;
+            let runner = runner(&dir, memory, allow_missing_isolation)?;
             let (bar, progress) = progress();
             let built = cmd::build(
                 &dir,
                 options,
                 Registries::load(&args.private_registry)?,
+                runner,
                 progress,
             )
             .await;
@@ -84,13 +100,103 @@ pub async fn run(args: ImageArgs) -> Result<()> {
             "{}",
             table(&cmd::ls(&dir)?, jiff::Timestamp::now().as_second())
         ),
-        ImageCommand::Rm { images } => {
-            for gone in cmd::rm(&dir, &images)? {
+        ImageCommand::Rm { force, images } => {
+            let state = paths::runtime(&dir).join("state");
+            for gone in cmd::rm(&dir, &images, force).map_err(|e| in_use(&state, e))? {
                 println!("removed {gone}");
             }
         }
     }
     Ok(())
+}
+
+/// Names the containers in the way.
+fn in_use(state: &Path, e: ImageError) -> anyhow::Error {
+    match e {
+        ImageError::InUse { image, by } => {
+            let mut names: Vec<String> = by
+                .iter()
+                .map(|h| skiff_runtime::describe_holder(state, h))
+                .collect();
+            names.dedup();
+            anyhow::anyhow!(
+                "image {image} is in use by container {}: remove it first, or give --force",
+                names.join(", ")
+            )
+        }
+        e => e.into(),
+    }
+}
+
+/// What runs the RUN steps: containers on this machine, whether a server runs or not.
+fn runner(dir: &Path, memory: Option<i64>, lenient: bool) -> Result<Arc<Runner>> {
+    let cgroups = skiff_cgroup::Hierarchies {
+        lenient,
+        ..skiff_cgroup::Hierarchies::detect()?
+    };
+    let cgroup_parent = paths::cgroup(dir);
+    // Steps whose build was killed; opening the store tells which builds are alive.
+    let images = cmd::root(dir);
+    skiff_runtime::images::ImageStore::open(&images)?;
+    build_step::sweep(&cgroups, &cgroup_parent, &images);
+    Ok(Arc::new(Runner {
+        cgroups,
+        cgroup_parent,
+        shim_exe: PathBuf::from("/proc/self/exe"),
+        network: Arc::new(BuildNetwork::new(paths::network(dir))),
+        memory_limit: memory.unwrap_or_else(build_step::default_memory_limit),
+        cancel: interrupted()?,
+        runtime: tokio::runtime::Handle::current(),
+    }))
+}
+
+/// Is cancelled when somebody wants the command to end; a second signal ends it at once.
+fn interrupted() -> Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let cancel = CancellationToken::new();
+    let token = cancel.clone();
+    tokio::spawn(async move {
+        for code in [0, 130] {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            if code != 0 {
+                std::process::exit(code);
+            }
+            token.cancel();
+        }
+    });
+    Ok(cancel)
+}
+
+/// A size with Docker's suffixes: b, k, m, g.
+fn bytes(text: &str) -> Result<i64> {
+    let lower = text.to_ascii_lowercase();
+    let (digits, unit) = match lower.find(|c: char| !c.is_ascii_digit()) {
+        Some(i) => lower.split_at(i),
+        None => (lower.as_str(), "b"),
+    };
+    let shift = match unit {
+        "b" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        _ => 64,
+    };
+    digits
+        .parse::<i64>()
+        .ok()
+        .and_then(|n| n.checked_mul(1i64.checked_shl(shift)?))
+        // Less than this no program starts in (Docker's limit too).
+        .filter(|n| *n >= 6 << 20)
+        .with_context(|| {
+            format!("--memory {text:?} is not a size of at least 6m, such as 512m or 2g")
+        })
 }
 
 fn pairs(args: &[String]) -> Result<BTreeMap<String, String>> {
@@ -211,6 +317,17 @@ mod tests {
             (age(-1).as_str(), age(119).as_str(), age(7_200).as_str()),
             ("0s", "119s", "2h")
         );
+    }
+
+    #[test]
+    fn memory_has_docker_s_suffixes_and_is_enough_for_a_program() {
+        assert_eq!(bytes("512m").expect("ok"), 512 << 20);
+        assert_eq!(bytes("2G").expect("ok"), 2 << 30);
+        assert_eq!(bytes("8388608").expect("ok"), 8 << 20);
+        for bad in ["", "m", "1m", "-5g", "2x", "2gb", "99999999999g"] {
+            let e = bytes(bad).expect_err(bad).to_string();
+            assert!(e.contains("--memory"), "{e}");
+        }
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub async fn run(args: ResetArgs) -> Result<()> {
     if let Err(e) = skiff_runtime::reset(&runtime).await {
         problems.push(format!("containers: {e}"));
     }
+    if let Err(e) = skiff_network::egress::heal(&paths::network(&dir)) {
+        problems.push(format!("network of image builds: {e}"));
+    }
     // The proxy's table is the machine's: it goes with the network that it served.
     let network_is_ours = skiff_network::pod::owns(&paths::network(&dir));
     if let Err(e) = skiff_network::pod::cleanup(&paths::network(&dir)) {

@@ -210,7 +210,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
 }
 
 /// Refuses a machine on which containers would run with more than they were given.
-fn holds_containers_back(allow_missing: bool) -> Result<()> {
+pub(crate) fn holds_containers_back(allow_missing: bool) -> Result<()> {
     match crate::check::refusal(&crate::check::isolation()) {
         None => Ok(()),
         Some(why) if allow_missing => {
@@ -218,7 +218,7 @@ fn holds_containers_back(allow_missing: bool) -> Result<()> {
             Ok(())
         }
         Some(why) => bail!(
-            "this machine cannot hold containers back: {why} (--allow-missing-isolation starts all the same)"
+            "this machine cannot hold containers back: {why} (--allow-missing-isolation goes on all the same)"
         ),
     }
 }

@@ -322,7 +322,7 @@ impl Cluster {
             Command::new(skiff()?)
                 .args(["image", "build", "--data-dir"])
                 .arg(&self.data_dir)
-                .args(["-t", name])
+                .args(["--network", "none", "-t", name])
                 .arg(&context),
         )?;
         Ok(())

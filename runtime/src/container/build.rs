@@ -382,6 +382,7 @@ pub fn build(i: Inputs<'_>) -> Result<Built, String> {
             layers: i.layers,
             dir: i.dir,
             readonly: sc.readonly_rootfs,
+            plain_upper: false,
         },
         process: ProcessSpec {
             args: command_line(i.config, i.image)?,

@@ -43,6 +43,7 @@ pub struct Prepared {
 fn mount_overlay(root: &RootSpec) -> StepResult<()> {
     let options = OverlayOptions {
         volatile: true,
+        plain_upper: root.plain_upper,
         ..OverlayOptions::default()
     };
     images::mount_overlay(

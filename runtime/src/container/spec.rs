@@ -112,6 +112,9 @@ pub struct RootSpec {
     /// The container's writable directory: holds `upper`, `work` and the mount point `rootfs`.
     pub dir: PathBuf,
     pub readonly: bool,
+    /// What is written is to be read as a layer (image builds).
+    #[serde(default)]
+    pub plain_upper: bool,
 }
 
 /// Capability sets as bit masks.

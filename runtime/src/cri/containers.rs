@@ -3,7 +3,7 @@
 
 use super::{
     Container, ContainerRecord, ContainerState, Reservation, Runtime, Sandbox, blocking, decode_pb,
-    encode_pb, internal, stats,
+    encode_pb, fields, internal, stats,
 };
 use crate::cgroup::{Resources, devices};
 use crate::container::build::{self, Inputs, SeccompWish};
@@ -132,6 +132,7 @@ impl Runtime {
         self: Arc<Self>,
         request: v1::CreateContainerRequest,
     ) -> Result<String, Status> {
+        fields::create_container(&request)?;
         let config = request
             .config
             .ok_or_else(|| Status::invalid_argument("the container config is missing"))?;
@@ -608,6 +609,17 @@ impl Runtime {
         .await
     }
 
+    /// For every process of the container; what it starts later inherits it. One that has just ended is fine, and a value
+    /// that needs a right which is lacking was warned of at the start.
+    fn set_oom_score_adj(&self, cgroup: &str, value: i64) {
+        let Some(file) = self.cgroups.procs_files(cgroup).into_iter().next() else {
+            return;
+        };
+        for pid in std::fs::read_to_string(file).unwrap_or_default().lines() {
+            let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), value.to_string());
+        }
+    }
+
     fn cgroup_holds(&self, cgroup: &str, pid: i32) -> bool {
         let line = pid.to_string();
         self.cgroups
@@ -694,6 +706,7 @@ impl Runtime {
         self: &Arc<Self>,
         request: v1::UpdateContainerResourcesRequest,
     ) -> Result<(), Status> {
+        fields::update_resources(&request)?;
         let c = self.container(&request.container_id)?;
         let Some(new) = request.linux else {
             return Ok(());
@@ -713,7 +726,11 @@ impl Runtime {
                 runtime
                     .cgroups
                     .apply(&cgroup, &cgroup_resources(&new))
-                    .map_err(internal(format!("update the cgroup {cgroup}")))
+                    .map_err(internal(format!("update the cgroup {cgroup}")))?;
+                if new.oom_score_adj != 0 {
+                    runtime.set_oom_score_adj(&cgroup, new.oom_score_adj);
+                }
+                Ok(())
             })
             .await?;
         }

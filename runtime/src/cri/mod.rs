@@ -4,12 +4,14 @@
 mod adopt;
 mod containers;
 mod exec;
+pub(crate) mod fields;
 mod sandbox;
 mod service;
 mod stats;
 mod status;
 mod stream;
 
+pub(crate) use sandbox::default_sysctls;
 pub(crate) use stream::Backend;
 
 use crate::cgroup::Hierarchies;
@@ -244,6 +246,27 @@ fn make_private(config: &Config) -> std::io::Result<()> {
     state::narrow(&config.state, 4)
 }
 
+/// What people call the container that holds an image (`namespace/pod/container (id)`), from its record below `state`: no
+/// server need run. The holder's name if there is no record.
+pub fn describe_holder(state: &std::path::Path, holder: &str) -> String {
+    let id = holder.get(..64).unwrap_or(holder);
+    let short = id.get(..12).unwrap_or(id);
+    let file = state.join("containers").join(id).join("container.json");
+    let record = state::read_json::<ContainerRecord>(&file).ok().flatten();
+    let Some(config) = record.and_then(|r| decode_pb::<v1::ContainerConfig>(&r.config)) else {
+        return short.to_string();
+    };
+    // The kubelet's labels say whose it is.
+    let mut parts: Vec<&str> = ["namespace", "name"]
+        .iter()
+        .filter_map(|l| config.labels.get(&format!("io.kubernetes.pod.{l}")))
+        .map(String::as_str)
+        .collect();
+    let name = config.metadata.as_ref().map_or("", |m| m.name.as_str());
+    parts.push(name);
+    format!("{} ({short})", parts.join("/"))
+}
+
 /// The service that tonic serves.
 pub(crate) fn service(runtime: Arc<Runtime>) -> impl v1::runtime_service_server::RuntimeService {
     service::Service(runtime)
@@ -317,6 +340,11 @@ impl Runtime {
         // The filter of nearly every container; compiled once in the life of a data directory, beside everything else.
         let plain = runtime.clone();
         tokio::task::spawn_blocking(move || plain.warm_seccomp());
+        let plain = runtime.clone();
+        tokio::task::spawn_blocking(move || {
+            let c = &plain.config;
+            crate::build_step::sweep(&plain.cgroups, &c.cgroup_parent, &c.images);
+        });
         adopt::adopt(&runtime).await?;
         Ok(runtime)
     }

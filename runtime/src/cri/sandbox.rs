@@ -1,8 +1,8 @@
 //! Owns the life of a sandbox: directory, shim, network, and back. Each step leaves something that a restart can clean.
 
 use super::{
-    Phase, Runtime, Sandbox, SandboxRecord, SandboxState, blocking, decode_pb, encode_pb, internal,
-    stats,
+    Phase, Runtime, Sandbox, SandboxRecord, SandboxState, blocking, decode_pb, encode_pb, fields,
+    internal, stats,
 };
 use crate::container::build::sandbox_namespaces;
 use crate::container::spec::{Exited, Started};
@@ -40,13 +40,21 @@ fn resolv_conf(dns: Option<&v1::DnsConfig>) -> Option<String> {
     (!out.is_empty()).then_some(out)
 }
 
-/// Sysctls of the pod: the request's over containerd's defaults, which let any user bind low ports and send pings.
+/// containerd's defaults for a network namespace of its own, which let any user bind low ports and send pings.
+pub(crate) fn default_sysctls() -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("net.ipv4.ip_unprivileged_port_start".into(), "0".into()),
+        ("net.ipv4.ping_group_range".into(), "0 2147483647".into()),
+    ])
+}
+
+/// Sysctls of the pod: the request's over the defaults.
 fn sysctls(config: &v1::PodSandboxConfig, host_network: bool) -> BTreeMap<String, String> {
-    let mut out = BTreeMap::new();
-    if !host_network {
-        out.insert("net.ipv4.ip_unprivileged_port_start".into(), "0".into());
-        out.insert("net.ipv4.ping_group_range".into(), "0 2147483647".into());
-    }
+    let mut out = if host_network {
+        BTreeMap::new()
+    } else {
+        default_sysctls()
+    };
     if let Some(l) = &config.linux {
         out.extend(l.sysctls.clone());
     }
@@ -153,6 +161,7 @@ impl Runtime {
         self: Arc<Self>,
         request: v1::RunPodSandboxRequest,
     ) -> Result<String, Status> {
+        fields::run_pod_sandbox(&request)?;
         let config = request
             .config
             .ok_or_else(|| Status::invalid_argument("the sandbox config is missing"))?;
@@ -160,22 +169,6 @@ impl Runtime {
             .metadata
             .clone()
             .ok_or_else(|| Status::invalid_argument("the sandbox metadata is missing"))?;
-        if !request.runtime_handler.is_empty() && request.runtime_handler != "skiff" {
-            return Err(Status::invalid_argument(format!(
-                "no runtime for {:?} is configured: this runtime has the handlers \"\" and \"skiff\"",
-                request.runtime_handler
-            )));
-        }
-        let ns = sandbox_namespaces(&config);
-        if ns
-            .userns_options
-            .as_ref()
-            .is_some_and(|u| u.mode == v1::NamespaceMode::Pod as i32 && !u.uids.is_empty())
-        {
-            return Err(Status::unimplemented(
-                "user namespaces (hostUsers: false) are not supported by this runtime",
-            ));
-        }
         let reservation = self.reserve(sandbox_name(&metadata))?;
         self.warm_cgroups();
         let id = state::new_id();
@@ -233,6 +226,7 @@ impl Runtime {
             share_pid: ns.pid == v1::NamespaceMode::Pod as i32,
             sysctls: sysctls(&s.config, host_network),
             cgroup_mounts: self.cgroups.mounts().into_iter().map(Into::into).collect(),
+            tied: false,
         };
         // Pods on the node's network have the node's name.
         let hostname = if host_network {

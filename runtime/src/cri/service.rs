@@ -321,9 +321,14 @@ impl RuntimeService for Service {
 
     async fn update_runtime_config(
         &self,
-        _: Request<UpdateRuntimeConfigRequest>,
+        r: Request<UpdateRuntimeConfigRequest>,
     ) -> Reply<UpdateRuntimeConfigResponse> {
-        // The pod CIDR is the network's own configuration here.
+        // The pod network has its addresses from the start; it says whether these are they.
+        for cidr in super::fields::runtime_config(&r.into_inner()) {
+            self.0.config.network.takes_cidr(&cidr).map_err(|e| {
+                Status::failed_precondition(format!("network_config.pod_cidr: {e}"))
+            })?;
+        }
         ok(UpdateRuntimeConfigResponse {})
     }
 

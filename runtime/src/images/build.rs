@@ -1,5 +1,5 @@
 //! Owns building an image from a Dockerfile: stages, variables, one layer for each COPY, ADD, RUN and new WORKDIR.
-//! Must not parse (see [`super::dockerfile`]) nor run anything itself (see [`super::runstep`]).
+//! Must not parse (see [`super::dockerfile`]) nor run anything itself: that is the [`StepRunner`]'s.
 //!
 //! The same inputs give the same image id as far as RUN's commands allow: times in the config are SOURCE_DATE_EPOCH or
 //! 1970, directories made on the way have the time 0, copied files keep their own.
@@ -14,7 +14,6 @@ use super::error::IoContext;
 use super::ingest::{Ingest, NewImage, StagedLayer};
 use super::lower::Lower;
 use super::rootfs::{OverlayOptions, lookup_user_at, overlay_fd, parse_signal};
-use super::runstep::{self, RunStep};
 use super::store::{ImageRecord, ImageStore};
 use super::tree::{Meta, TreeWriter};
 use super::{ImageError, Reference, Result};
@@ -41,6 +40,60 @@ pub struct BuildOptions {
     pub target: Option<String>,
     /// SOURCE_DATE_EPOCH: the image's time, and the latest time of files in its layers.
     pub epoch: Option<i64>,
+    /// What RUN has where the line says nothing.
+    pub network: Network,
+}
+
+/// The network of a RUN.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Network {
+    /// One of its own, with a way out.
+    #[default]
+    Default,
+    /// The machine's. Only by whoever builds, not by the Dockerfile.
+    Host,
+    /// Loopback alone.
+    None,
+}
+
+impl Network {
+    /// `default`, `host` or `none`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "default" => Some(Self::Default),
+            "host" => Some(Self::Host),
+            "none" => Some(Self::None),
+            _ => None,
+        }
+    }
+}
+
+/// One RUN.
+pub struct RunStep<'a> {
+    /// Unique, and a file name. It begins with the name of the build's work directory in the store, and a dash.
+    pub id: String,
+    /// The files below, topmost layer first.
+    pub layers: Vec<PathBuf>,
+    /// An empty directory that takes what the step writes, as an overlay's upper directory.
+    pub upper: PathBuf,
+    /// A name on the same file system, below the build's work directory, for the step's own files.
+    pub scratch: PathBuf,
+    pub argv: &'a [String],
+    pub env: &'a [(String, String)],
+    /// Absolute, in the container.
+    pub workdir: &'a str,
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: &'a [u32],
+    pub network: Network,
+}
+
+/// Runs the steps of a build as containers.
+pub trait StepRunner: Send + Sync {
+    /// Runs it to its end. Output goes to `output` line by line; an end with another code than 0 is an error.
+    fn run(&self, step: &RunStep<'_>, output: &dyn Fn(&str)) -> Result<()>;
+    /// True when whoever builds wants no more of it.
+    fn cancelled(&self) -> bool;
 }
 
 /// What a build asks of its surroundings.
@@ -49,6 +102,7 @@ pub struct BuildContext<'a> {
     pub progress: &'a dyn Fn(&str),
     /// Get an image of a FROM that is not in the store.
     pub fetch: &'a dyn Fn(&str) -> Result<Arc<ImageRecord>>,
+    pub runner: &'a dyn StepRunner,
 }
 
 /// Build and store; the image is pinned (never collected).
@@ -103,6 +157,9 @@ pub fn build(
     for (i, line) in file.lines.iter().enumerate() {
         if b.target_reached(line) {
             break;
+        }
+        if around.runner.cancelled() {
+            return Err(ImageError::Invalid("the build was interrupted".into()));
         }
         (around.progress)(&format!("[{}/{total}] {}", i + 1, line.text));
         b.step(line).map_err(|e| match e {
@@ -204,14 +261,26 @@ impl Builder<'_> {
     fn step(&mut self, line: &Line) -> Result<()> {
         let mut empty = true;
         match &line.instruction {
-            Instruction::From { image, name } => return self.from(image, name.clone()),
+            Instruction::From {
+                platform,
+                image,
+                name,
+            } => {
+                if let Some(p) = platform {
+                    self.check_platform(p)?;
+                }
+                self.from(image, name.clone())?;
+                return self.triggers(line.number);
+            }
             Instruction::Arg(list) => self.arg(list)?,
-            Instruction::Ignored(warning) => {
+            Instruction::Healthcheck(h) => {
                 (self.around.progress)(&format!(
-                    "warning: {}:{}: {warning}",
+                    "warning: {}:{}: HEALTHCHECK is kept in the image for Docker and has no effect in Kubernetes; write a livenessProbe or readinessProbe into the pod",
                     self.file.file, line.number
                 ));
+                self.stage()?.config.config.healthcheck = Some(h.clone());
             }
+            Instruction::Onbuild(text) => self.stage()?.config.config.on_build.push(text.clone()),
             Instruction::Maintainer(who) => self.stage()?.config.author = Some(who.clone()),
             Instruction::Env(list) => {
                 for (k, v) in list {
@@ -290,6 +359,39 @@ impl Builder<'_> {
                 ..Default::default()
             };
             s.config.history.push(entry);
+        }
+        Ok(())
+    }
+
+    /// There is one platform here; another one that is asked for must not become it in silence.
+    fn check_platform(&self, platform: &str) -> Result<()> {
+        let wanted =
+            expand(platform, self.file.escape, &|n| self.global(n)).map_err(ImageError::Invalid)?;
+        let arch = this_architecture();
+        let mut parts = wanted.split('/');
+        let (os, machine) = (parts.next().unwrap_or_default(), parts.next());
+        let same = os.eq_ignore_ascii_case("linux")
+            && machine.is_none_or(|m| {
+                let m = m.to_ascii_lowercase();
+                m == arch
+                    || (arch == "amd64" && m == "x86_64")
+                    || (arch == "arm64" && m == "aarch64")
+            });
+        if same {
+            return Ok(());
+        }
+        Err(ImageError::Invalid(format!(
+            "FROM --platform={wanted}: only images for linux/{arch} are built on this machine"
+        )))
+    }
+
+    /// Carries out what the base image asks of builds on it. It is not handed on.
+    fn triggers(&mut self, number: usize) -> Result<()> {
+        let texts = std::mem::take(&mut self.stage()?.config.config.on_build);
+        for text in texts {
+            let line = self.file.trigger(number, &text)?;
+            (self.around.progress)(&format!("ONBUILD {}", line.text));
+            self.step(&line)?;
         }
         Ok(())
     }
@@ -591,52 +693,42 @@ impl Builder<'_> {
                 env.push((k.into(), v.into()));
             }
         }
-        let points = ["proc", "sys", "dev", "etc/resolv.conf", "etc/hosts", "etc"];
-        let absent: Vec<&str> = points
-            .into_iter()
-            .filter(|p| stat_in(&view, p).is_none())
-            .collect();
         drop(view);
+        let network = match flags.get("network").map(|n| Network::parse(n)) {
+            None => self.options.network,
+            // A Dockerfile must not come nearer to the machine than whoever builds it wants.
+            Some(Some(Network::Host)) if self.options.network != Network::Host => {
+                return Err(ImageError::Invalid(
+                    "RUN --network=host must be allowed by building with --network host".into(),
+                ));
+            }
+            Some(wanted) => wanted.unwrap_or_default(),
+        };
         let staged = self.ingest.stage_layer()?;
-        let work = self.ingest.temp_path("work");
-        let stage = self.ingest.temp_path("root");
-        for d in [&work, &stage] {
-            std::fs::create_dir(d).what(|| format!("create {}", d.display()))?;
-        }
-        let options = OverlayOptions {
-            plain_upper: true,
-            ..Default::default()
-        };
-        let root = overlay_fd(
-            &self.store.lowerdirs(&chain),
-            Some((&staged.fs(), &work)),
-            options,
-        )?;
-        let workdir = if config.working_dir.is_empty() {
-            "/"
-        } else {
-            &config.working_dir
-        };
+        let scratch = self.ingest.temp_path("run");
+        let number = scratch
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let step = RunStep {
+            id: format!("{}-{number}", self.ingest.id()),
+            layers: self.store.lowerdirs(&chain),
+            upper: staged.fs(),
+            scratch: scratch.clone(),
             argv: &argv,
             env: &env,
-            workdir,
+            workdir: if config.working_dir.is_empty() {
+                "/"
+            } else {
+                &config.working_dir
+            },
             uid: user.uid,
             gid: user.gid,
             groups: &user.additional_gids,
-            host_network: flags.get("network").map(String::as_str) != Some("none"),
+            network,
         };
-        runstep::run(&step, root, &stage, self.around.progress)?;
-        // Places made only to mount on are not part of the image.
-        for p in absent {
-            let p = staged.fs().join(p);
-            let empty = std::fs::symlink_metadata(&p).is_ok_and(|m| m.is_file() && m.len() == 0);
-            let _ = if empty {
-                std::fs::remove_file(&p)
-            } else {
-                std::fs::remove_dir(&p)
-            };
-        }
+        self.around.runner.run(&step, self.around.progress)?;
+        std::fs::remove_dir_all(&scratch).what(|| format!("remove {}", scratch.display()))?;
         self.close_layer(staged)
     }
 
@@ -758,387 +850,4 @@ fn ports(s: &str) -> Result<Vec<String>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-    use std::sync::Mutex;
-
-    struct Bench {
-        dir: tempfile::TempDir,
-        store: ImageStore,
-    }
-
-    impl Bench {
-        fn new(files: &[(&str, &str)]) -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let store = ImageStore::open(&dir.path().join("store")).unwrap();
-            let ctx = dir.path().join("ctx");
-            fs::create_dir(&ctx).unwrap();
-            for (name, text) in files {
-                let p = ctx.join(name);
-                fs::create_dir_all(p.parent().unwrap()).unwrap();
-                fs::write(p, text).unwrap();
-            }
-            fs::copy("/bin/busybox", ctx.join("busybox")).unwrap();
-            Bench { dir, store }
-        }
-
-        fn ctx(&self) -> PathBuf {
-            self.dir.path().join("ctx")
-        }
-
-        fn build(&self, dockerfile: &str) -> Result<Arc<ImageRecord>> {
-            self.build_with(dockerfile, |_| {}).0
-        }
-
-        fn build_with(
-            &self,
-            dockerfile: &str,
-            change: impl FnOnce(&mut BuildOptions),
-        ) -> (Result<Arc<ImageRecord>>, String) {
-            fs::write(self.ctx().join("Dockerfile"), dockerfile).unwrap();
-            let mut options = BuildOptions {
-                context: self.ctx(),
-                tags: vec!["test/app:1".into()],
-                ..Default::default()
-            };
-            change(&mut options);
-            let lines = Mutex::new(String::new());
-            let progress = |l: &str| {
-                let mut t = lines.lock().unwrap();
-                t.push_str(l);
-                t.push('\n');
-            };
-            let fetch = |n: &str| Err(ImageError::NotFound(n.to_owned()));
-            let r = build(
-                &self.store,
-                &options,
-                &BuildContext {
-                    progress: &progress,
-                    fetch: &fetch,
-                },
-            );
-            assert_eq!(
-                fs::read_dir(self.store.root().join("tmp")).unwrap().count(),
-                0,
-                "leftovers in tmp"
-            );
-            let said = lines.lock().unwrap().clone();
-            (r, said)
-        }
-
-        /// A path of the image as a container sees it.
-        fn look(&self, path: &str) -> PathBuf {
-            let root = self.store.hold("test/app:1", "look").unwrap();
-            let found = root
-                .lowerdirs
-                .iter()
-                .map(|d| d.join(path))
-                .find(|p| fs::symlink_metadata(p).is_ok());
-            found.unwrap_or_else(|| self.dir.path().join("is-not-there"))
-        }
-
-        fn text(&self, path: &str) -> String {
-            fs::read_to_string(self.look(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
-        }
-    }
-
-    const BASE: &str = "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n";
-
-    #[test]
-    fn an_image_is_built_run_and_configured() {
-        let b = Bench::new(&[
-            ("www/index.html", "hello"),
-            ("www/sub/x", "x"),
-            ("etc/passwd", "root:x:0:0::/:\nweb:x:33:44::/www:\n"),
-        ]);
-        let image = b
-            .build(&format!(
-                "ARG BASE=scratch\n{}COPY etc/passwd /etc/passwd\nENV A=1 B=\"two words\"\nARG WHO=world\nWORKDIR /srv\n\
-                 RUN echo \"hi $WHO $B\" > greeting && id -u > uid && pwd > cwd && echo $$ > pid && hostname > host\n\
-                 RUN [\"true\"]\n\
-                 RUN rm /bin/ls && mkdir -p /data && chmod 1777 /data\n\
-                 COPY --chown=web --chmod=640 www/ page/\nUSER web\nRUN id -u > /data/who && id -g >> /data/who && grep Cap /proc/self/status > /data/caps\n\
-                 EXPOSE 80 90-91/udp\nVOLUME /vol\nLABEL x=\"$A\" y=z\nSTOPSIGNAL SIGQUIT\nENTRYPOINT [\"httpd\"]\nCMD -f -p 80\nHEALTHCHECK NONE\n",
-                BASE.replace("scratch", "$BASE")
-            ))
-            .unwrap();
-        assert_eq!(b.text("srv/greeting"), "hi world two words\n");
-        assert_eq!(
-            (b.text("srv/uid"), b.text("srv/cwd"), b.text("srv/pid")),
-            ("0\n".into(), "/srv\n".into(), "1\n".into())
-        );
-        assert_eq!(b.text("srv/host"), "skiff-build\n");
-        assert_eq!(b.text("data/who"), "33\n44\n");
-        assert!(
-            b.text("data/caps").contains("CapEff:\t0000000000000000"),
-            "{}",
-            b.text("data/caps")
-        );
-        assert!(
-            b.text("data/caps").contains("CapBnd:\t00000000a80425fb"),
-            "Docker's default set"
-        );
-        assert_eq!(
-            fs::metadata(b.look("data")).unwrap().mode() & 0o7777,
-            0o1777
-        );
-        let page = fs::metadata(b.look("srv/page/index.html")).unwrap();
-        assert_eq!(
-            (page.uid(), page.gid(), page.mode() & 0o7777),
-            (33, 44, 0o640)
-        );
-        assert_eq!(b.text("srv/page/sub/x"), "x");
-        let gone = fs::symlink_metadata(b.look("bin/ls")).unwrap();
-        assert_eq!(
-            (gone.rdev(), gone.mode() & libc::S_IFMT),
-            (0, libc::S_IFCHR),
-            "a whiteout"
-        );
-        for p in ["proc", "dev", "sys", "etc/resolv.conf"] {
-            assert!(!b.look(p).exists(), "{p} is not part of the image");
-        }
-        let c = b.store.config(&image).unwrap();
-        let e = &c.config;
-        assert_eq!(e.env, ["A=1", "B=two words"]);
-        assert_eq!(
-            (
-                e.working_dir.as_str(),
-                e.user.as_str(),
-                e.stop_signal.as_str()
-            ),
-            ("/srv", "web", "SIGQUIT")
-        );
-        assert_eq!(e.entrypoint, ["httpd"]);
-        assert_eq!(e.cmd, ["/bin/sh", "-c", "-f -p 80"]);
-        assert_eq!(
-            e.exposed_ports.keys().collect::<Vec<_>>(),
-            ["80/tcp", "90/udp", "91/udp"]
-        );
-        assert_eq!(e.labels["x"], "1");
-        assert!(e.volumes.contains_key("/vol") && image.pinned);
-        assert_eq!(
-            c.history.iter().filter(|h| !h.empty_layer).count(),
-            c.rootfs.diff_ids.len()
-        );
-        assert_eq!(image.repo_tags, ["docker.io/test/app:1"]);
-    }
-
-    #[test]
-    fn the_same_files_give_the_same_image() {
-        let b = Bench::new(&[("a/b/c", "1")]);
-        let text = "FROM scratch\nCOPY a /x\nADD busybox /bin/\nWORKDIR /w\nENV a=b\n";
-        let one = b.build(text).unwrap().id.clone();
-        b.store.remove("test/app:1").unwrap();
-        assert_eq!(b.build(text).unwrap().id, one);
-        fs::write(b.ctx().join("a/b/c"), "2").unwrap();
-        assert_ne!(b.build(text).unwrap().id, one);
-    }
-
-    #[test]
-    fn stages_copy_from_each_other_and_a_target_stops() {
-        let b = Bench::new(&[("one", "1")]);
-        let text = "FROM scratch AS first\nCOPY one /a/one\nFROM scratch AS second\nCOPY --from=first /a /b\nCOPY --from=0 /a/one /c\nFROM second\nCOPY one /d\n";
-        b.build(text).unwrap();
-        assert_eq!(
-            (b.text("b/one"), b.text("c"), b.text("d")),
-            ("1".into(), "1".into(), "1".into())
-        );
-        let (r, _) = b.build_with(text, |o| o.target = Some("second".into()));
-        r.unwrap();
-        assert!(!b.look("d").exists());
-        let (r, _) = b.build_with(text, |o| o.target = Some("third".into()));
-        assert!(r.unwrap_err().to_string().contains("third"));
-        // An image of the store as base, and as source.
-        b.build_with("FROM test/app:1\nCOPY --from=test/app:1 /c /again\n", |o| {
-            o.tags = vec!["two".into()]
-        })
-        .0
-        .unwrap();
-    }
-
-    #[test]
-    fn dockerignore_wildcards_and_destinations_follow_docker() {
-        let b = Bench::new(&[
-            ("src/a.c", "a"),
-            ("src/b.c", "b"),
-            ("src/b.h", "h"),
-            ("secret/key", "k"),
-            ("secret/public", "p"),
-            (".dockerignore", "secret\n!secret/public\n*.md\n"),
-            ("x.md", "m"),
-        ]);
-        symlink("a.c", b.ctx().join("src/link")).unwrap();
-        symlink("/etc", b.ctx().join("out")).unwrap();
-        b.build("FROM scratch\nCOPY src/*.c /c/\nCOPY src /s\nCOPY . /all\nCOPY src/a.c /renamed\nCOPY src/link /followed\n").unwrap();
-        assert!(b.look("c/a.c").is_file() && !b.look("c/b.h").exists());
-        assert_eq!(fs::read_link(b.look("s/link")).unwrap(), Path::new("a.c"));
-        assert!(b.look("all/secret/public").is_file() && !b.look("all/secret/key").exists());
-        assert!(!b.look("all/x.md").exists());
-        assert_eq!(
-            (b.text("renamed"), b.text("followed")),
-            ("a".into(), "a".into())
-        );
-        for (line, want) in [
-            ("COPY ../x /", "outside"),
-            ("COPY nope /", "not found"),
-            ("COPY secret/key /", ".dockerignore"),
-            ("COPY src/*.c /file", "must be a directory"),
-            ("COPY out/hostname /x", "not found"),
-            ("ADD https://example.org/x /", "only local files"),
-            ("COPY --chown=nobody src /x", "nobody"),
-            ("COPY --chmod=u+x src /x", "octal"),
-        ] {
-            let e = b
-                .build(&format!("FROM scratch\n\n{line}\n"))
-                .unwrap_err()
-                .to_string();
-            assert!(e.contains("Dockerfile:3: ") && e.contains(want), "{e}");
-        }
-    }
-
-    #[test]
-    fn add_extracts_tars_and_refuses_hostile_ones() {
-        let b = Bench::new(&[("plain", "text")]);
-        let mut t = tar::Builder::new(flate2::write::GzEncoder::new(
-            Vec::new(),
-            flate2::Compression::fast(),
-        ));
-        let mut h = tar::Header::new_gnu();
-        h.set_size(2);
-        h.set_mode(0o600);
-        t.append_data(&mut h, "in/side", &b"ok"[..]).unwrap();
-        fs::write(
-            b.ctx().join("t.bin"),
-            t.into_inner().unwrap().finish().unwrap(),
-        )
-        .unwrap();
-        b.build("FROM scratch\nADD t.bin plain /to/\nCOPY t.bin /as-is\n")
-            .unwrap();
-        assert_eq!(
-            (b.text("to/in/side"), b.text("to/plain")),
-            ("ok".into(), "text".into())
-        );
-        assert!(b.look("as-is").is_file());
-        let mut t = tar::Builder::new(Vec::new());
-        let mut h = tar::Header::new_gnu();
-        h.set_size(0);
-        h.as_mut_bytes()[..10].copy_from_slice(b"../../evil");
-        h.set_cksum();
-        t.append(&h, &b""[..]).unwrap();
-        fs::write(b.ctx().join("evil.tar"), t.into_inner().unwrap()).unwrap();
-        let e = b
-            .build("FROM scratch\nADD evil.tar /a/b/\n")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            e.contains("Dockerfile:2: ") && e.contains("../../evil"),
-            "{e}"
-        );
-    }
-
-    #[test]
-    fn a_failing_run_names_its_line_and_shows_its_output() {
-        let b = Bench::new(&[]);
-        let (r, said) = b.build_with(
-            &format!("{BASE}RUN echo to stdout; echo to stderr >&2; \\\n exit 7\n"),
-            |_| {},
-        );
-        let e = r.unwrap_err().to_string();
-        assert!(
-            e.contains("Dockerfile:4: ") && e.contains("non-zero code: 7"),
-            "{e}"
-        );
-        assert!(
-            said.contains("\nto stdout\n") && said.contains("\nto stderr\n"),
-            "{said}"
-        );
-        let e = b
-            .build(&format!("{BASE}RUN [\"/no/such\"]\n"))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            e.contains("Dockerfile:4: ") && e.contains("/no/such"),
-            "{e}"
-        );
-        let e = b.build("FROM no.such/image:1\n").unwrap_err().to_string();
-        assert!(
-            e.contains("Dockerfile:1: ") && e.contains("no.such/image:1"),
-            "{e}"
-        );
-        let e = b
-            .build(&format!("{BASE}WORKDIR /w\nUSER ghost\nRUN true\n"))
-            .unwrap_err()
-            .to_string();
-        assert!(e.contains("Dockerfile:6: ") && e.contains("ghost"), "{e}");
-        assert!(
-            b.store.images().unwrap().is_empty(),
-            "nothing half-built is left"
-        );
-        b.store.collect().unwrap();
-        assert_eq!(
-            fs::read_dir(b.store.root().join("layers")).unwrap().count(),
-            0
-        );
-    }
-
-    #[test]
-    fn a_step_cannot_see_or_change_the_machine() {
-        let b = Bench::new(&[]);
-        let witness = b.dir.path().join("witness");
-        fs::write(&witness, "w").unwrap();
-        fs::set_permissions(&witness, fs::Permissions::from_mode(0o666)).unwrap();
-        let (r, _) = b.build_with(
-            &format!(
-                "{BASE}RUN --network=none test ! -e {0} && ps | wc -l > /procs && ip link | grep -c : > /links; \
-                 ! mount -t tmpfs x /tmp; ! echo 1 > /proc/sys/vm/drop_caches; ! mknod /d b 8 0 || ! cat /d; \
-                 ls /dev > /devs; true\n",
-                witness.display()
-            ),
-            |_| {},
-        );
-        r.unwrap();
-        assert!(
-            b.text("procs").trim().parse::<u32>().unwrap() < 6,
-            "{}",
-            b.text("procs")
-        );
-        assert!(b.text("links").trim().parse::<u32>().unwrap() < 8);
-        assert!(!b.text("devs").contains("vda"));
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(
-            !mounts.contains(b.dir.path().to_str().unwrap()),
-            "no mount is left"
-        );
-    }
-
-    #[test]
-    fn build_arguments_reach_their_arg_and_unused_ones_warn() {
-        let b = Bench::new(&[("f", "1")]);
-        let text = "ARG TAG=none\nFROM scratch\nARG TAG\nARG MODE=a\nENV M=$MODE T=${TAG} P=$TARGETARCH\nARG TARGETARCH\nENV Q=$TARGETARCH\nCOPY f /\n";
-        let (r, said) = b.build_with(text, |o| {
-            o.build_args =
-                BTreeMap::from([("MODE".into(), "b".into()), ("NOPE".into(), "x".into())]);
-        });
-        let c = b.store.config(&r.unwrap()).unwrap();
-        assert_eq!(
-            c.config.env,
-            ["M=b", "T=none", "P=", &format!("Q={}", this_architecture())]
-        );
-        assert!(said.contains("\"NOPE\" is not used"), "{said}");
-    }
-
-    #[test]
-    fn paths_are_joined_as_go_joins_them() {
-        for (base, path, want) in [
-            ("", "a", "/a"),
-            ("/a", "b/../c", "/a/c"),
-            ("/a", "/b", "/b"),
-            ("/", "../..", "/"),
-            ("/x/", "./", "/x"),
-        ] {
-            assert_eq!(join(base, path), want);
-        }
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! Owns what `skiff image ...` does, without flags and without printing: the binary parses and prints.
 //! Works on the store directly, whether a server runs or not; a running server sees the result at once.
 
-use super::build::{BuildContext, BuildOptions, build as build_image};
+use super::build::{BuildContext, BuildOptions, StepRunner, build as build_image};
 use super::error::IoContext;
 use super::export::export;
 use super::import::{ImportOptions, import_file, import_stream};
@@ -34,11 +34,12 @@ async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'sta
     })?
 }
 
-/// `skiff image build`: images of FROM lines that are not there are pulled.
+/// `skiff image build`: images of FROM lines that are not there are pulled; `runner` carries RUN out.
 pub async fn build(
     data_dir: &Path,
     options: BuildOptions,
     registries: Registries,
+    runner: Arc<dyn StepRunner>,
     progress: Progress,
 ) -> Result<Arc<ImageRecord>> {
     let root = root(data_dir);
@@ -59,6 +60,7 @@ pub async fn build(
             &BuildContext {
                 progress: &*progress,
                 fetch: &fetch,
+                runner: &*runner,
             },
         )
     })
@@ -123,12 +125,13 @@ pub fn ls(data_dir: &Path) -> Result<Vec<Arc<ImageRecord>>> {
 }
 
 /// `skiff image rm NAME...`: takes the name away, and the image with its last name; an id takes the whole image.
-/// Returns the names for which an image went. Containers that use it keep running.
-pub fn rm(data_dir: &Path, names: &[String]) -> Result<Vec<String>> {
+/// Returns the names for which an image went. An image that a container uses is refused ([`ImageError::InUse`]), whether
+/// a server runs or not; with `force` it goes, and the container keeps its files.
+pub fn rm(data_dir: &Path, names: &[String], force: bool) -> Result<Vec<String>> {
     let store = ImageStore::open(&root(data_dir))?;
     let mut gone = Vec::new();
     for n in names {
-        if store.untag(n)? {
+        if store.untag(n, force)? {
             gone.push(n.clone());
         }
     }

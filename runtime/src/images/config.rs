@@ -99,6 +99,16 @@ pub struct ExecConfig {
         deserialize_with = "null_default"
     )]
     pub stop_signal: String,
+    /// Docker's extension; without effect in Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<super::healthcheck::Healthcheck>,
+    /// Instructions for builds on this image (Docker's extension).
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub on_build: Vec<String>,
     /// Shell of the shell form in Dockerfiles (Docker's extension).
     #[serde(
         default,

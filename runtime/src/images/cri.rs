@@ -119,6 +119,7 @@ impl ImageService for CriImageService {
         request: Request<PullImageRequest>,
     ) -> Result<Response<PullImageResponse>, Status> {
         let request = request.into_inner();
+        crate::cri::fields::pull_image(&request)?;
         let image = request.image.unwrap_or_default().image;
         let auth = request.auth.unwrap_or_default();
         let credentials = Credentials {
@@ -143,7 +144,7 @@ impl ImageService for CriImageService {
     ) -> Result<Response<RemoveImageResponse>, Status> {
         let name = request.into_inner().image.unwrap_or_default().image;
         let store = self.store.clone();
-        blocking(move || store.remove(&name)).await?;
+        blocking(move || store.remove(&name, false)).await?;
         Ok(Response::new(RemoveImageResponse {}))
     }
 

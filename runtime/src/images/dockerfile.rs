@@ -1,6 +1,7 @@
 //! Owns reading a Dockerfile: lines, directives, instructions, words and variables. Pure: text in, instructions out.
 //! Must not build. The rules are those of Docker's reference for the Dockerfile frontend 1.x; every error has a line.
 
+use super::healthcheck::{self, Healthcheck};
 use super::{ImageError, Result};
 use std::collections::BTreeMap;
 
@@ -27,6 +28,8 @@ pub type Flags = BTreeMap<String, String>;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Instruction {
     From {
+        /// Of --platform; not expanded.
+        platform: Option<String>,
         image: String,
         name: Option<String>,
     },
@@ -52,8 +55,9 @@ pub enum Instruction {
     Shell(Vec<String>),
     StopSignal(String),
     Maintainer(String),
-    /// Taken and without effect, with this warning.
-    Ignored(&'static str),
+    Healthcheck(Healthcheck),
+    /// An instruction for builds on this image, as written.
+    Onbuild(String),
 }
 
 /// A parsed file.
@@ -69,7 +73,7 @@ impl Dockerfile {
     /// Parse; `file` is what errors call it.
     pub fn parse(text: &str, file: &str) -> Result<Self> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let escape = escape_directive(text).map_err(|(line, message)| ImageError::Dockerfile {
+        let escape = directives(text).map_err(|(line, message)| ImageError::Dockerfile {
             file: file.into(),
             line,
             message,
@@ -129,16 +133,24 @@ impl Dockerfile {
         }
     }
 
+    /// An ONBUILD trigger of a base image, as a line of this file.
+    pub fn trigger(&self, number: usize, text: &str) -> Result<Line> {
+        let (name, rest) = split_name(text);
+        let instruction = trigger(&name, rest, self.escape)
+            .map_err(|m| self.error(number, format!("ONBUILD of the base image: {m}")))?;
+        Ok(Line {
+            number,
+            text: format!("{name} {rest}").trim().to_owned(),
+            instruction,
+        })
+    }
+
     fn push(&mut self, number: usize, text: &str) -> Result<()> {
-        let (word, rest) = match text.find(char::is_whitespace) {
-            Some(i) => (&text[..i], text[i..].trim()),
-            None => (text, ""),
-        };
+        let (name, rest) = split_name(text);
         let from_seen = self
             .lines
             .iter()
             .any(|l| matches!(l.instruction, Instruction::From { .. }));
-        let name = word.to_ascii_uppercase();
         if !from_seen && !matches!(name.as_str(), "FROM" | "ARG") {
             return Err(self.error(
                 number,
@@ -156,28 +168,56 @@ impl Dockerfile {
     }
 }
 
-fn escape_directive(text: &str) -> std::result::Result<char, (usize, String)> {
+/// The instruction's name in capitals, and the rest of the line.
+fn split_name(text: &str) -> (String, &str) {
+    let (word, rest) = match text.find(char::is_whitespace) {
+        Some(i) => (&text[..i], text[i..].trim()),
+        None => (text, ""),
+    };
+    (word.to_ascii_uppercase(), rest)
+}
+
+/// The escape character that the directives at the top choose.
+fn directives(text: &str) -> std::result::Result<char, (usize, String)> {
     // Directives are comments at the very top: the first line that is none ends them.
+    let mut escape = '\\';
     for (i, l) in text.lines().enumerate() {
         let Some((key, value)) = l.trim().strip_prefix('#').and_then(|c| c.split_once('=')) else {
             break;
         };
         match key.trim().to_ascii_lowercase().as_str() {
             "escape" => {
-                return match value.trim() {
-                    "\\" => Ok('\\'),
-                    "`" => Ok('`'),
-                    other => Err((
-                        i + 1,
-                        format!("invalid escape directive {other:?}: must be \\ or `"),
-                    )),
+                escape = match value.trim() {
+                    "\\" => '\\',
+                    "`" => '`',
+                    other => {
+                        return Err((
+                            i + 1,
+                            format!("invalid escape directive {other:?}: must be \\ or `"),
+                        ));
+                    }
                 };
             }
-            "syntax" | "check" => {}
+            // Another frontend is another language.
+            "syntax" => {
+                let image = value.trim();
+                let name = image.trim_start_matches("docker.io/");
+                let name = name.split([':', '@']).next().unwrap_or_default();
+                if !matches!(name, "docker/dockerfile" | "docker/dockerfile-upstream") {
+                    return Err((
+                        i + 1,
+                        format!(
+                            "the syntax directive {image:?} is not supported: only docker/dockerfile is"
+                        ),
+                    ));
+                }
+            }
+            // For the linter.
+            "check" => {}
             _ => break,
         }
     }
-    Ok('\\')
+    Ok(escape)
 }
 
 type Parsed = std::result::Result<Instruction, String>;
@@ -199,13 +239,16 @@ fn instruction(name: &str, rest: &str, escape: char) -> Parsed {
         "FROM" => {
             let (flags, rest) = take_flags(rest);
             check_flags(name, &flags, &["platform"])?;
+            let platform = flags.get("platform").cloned();
             let words: Vec<&str> = rest.split_whitespace().collect();
             match words.as_slice() {
                 [image] => Ok(Instruction::From {
+                    platform,
                     image: (*image).into(),
                     name: None,
                 }),
                 [image, as_, name] if as_.eq_ignore_ascii_case("as") => Ok(Instruction::From {
+                    platform,
                     image: (*image).into(),
                     name: Some(name.to_ascii_lowercase()),
                 }),
@@ -299,14 +342,27 @@ fn instruction(name: &str, rest: &str, escape: char) -> Parsed {
         },
         "STOPSIGNAL" => need().map(|()| Instruction::StopSignal(rest.into())),
         "MAINTAINER" => need().map(|()| Instruction::Maintainer(rest.into())),
-        "HEALTHCHECK" => Ok(Instruction::Ignored(
-            "HEALTHCHECK has no effect in Kubernetes; write a livenessProbe or readinessProbe into the pod",
-        )),
-        "ONBUILD" => Ok(Instruction::Ignored(
-            "ONBUILD has no effect: OCI images cannot hold triggers",
-        )),
+        "HEALTHCHECK" => {
+            let (flags, rest) = take_flags(rest);
+            check_flags(name, &flags, &healthcheck::FLAGS)?;
+            healthcheck::parse(&flags, rest, command).map(Instruction::Healthcheck)
+        }
+        "ONBUILD" => {
+            need()?;
+            let (name, inner) = split_name(rest);
+            // What is wrong with it is said here, not to whoever builds on the image.
+            trigger(&name, inner, escape)?;
+            Ok(Instruction::Onbuild(format!("{name} {inner}")))
+        }
         _ => Err(format!("unknown instruction {name:?}")),
     }
+}
+
+fn trigger(name: &str, rest: &str, escape: char) -> Parsed {
+    if matches!(name, "ONBUILD" | "FROM" | "MAINTAINER") {
+        return Err(format!("{name} isn't allowed as an ONBUILD trigger"));
+    }
+    instruction(name, rest, escape)
 }
 
 fn has_heredoc(rest: &str) -> bool {
@@ -319,13 +375,21 @@ fn has_heredoc(rest: &str) -> bool {
 }
 
 fn check_flags(name: &str, flags: &Flags, known: &[&str]) -> std::result::Result<(), String> {
-    match flags.keys().find(|k| !known.contains(&k.as_str())) {
-        Some(k) => Err(format!(
+    if let Some(k) = flags.keys().find(|k| !known.contains(&k.as_str())) {
+        return Err(format!(
             "{name} --{k} is not supported; known here: --{}",
             known.join(", --")
-        )),
-        None => Ok(()),
+        ));
     }
+    for (k, v) in flags {
+        match (k.as_str(), v.as_str()) {
+            ("link", "" | "true" | "false") => {}
+            ("link", v) => return Err(format!("{name} --link={v}: it is true or false")),
+            (k, "") => return Err(format!("{name} --{k}: a value is missing")),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn take_flags(mut rest: &str) -> (Flags, &str) {
@@ -613,6 +677,7 @@ mod tests {
         assert_eq!(
             i[1],
             &Instruction::From {
+                platform: Some("linux/amd64".into()),
                 image: "base:$V".into(),
                 name: Some("build".into())
             }
@@ -650,7 +715,7 @@ mod tests {
             i[10],
             &Instruction::Entrypoint(Command::Shell("exec top".into()))
         );
-        assert!(matches!(i[12], Instruction::Ignored(_)));
+        assert!(matches!(i[12], Instruction::Healthcheck(h) if h.test == ["NONE"]));
     }
 
     #[test]

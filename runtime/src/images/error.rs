@@ -10,6 +10,13 @@ pub enum ImageError {
         "image {0:?} is not in the local image store; pull it, or add it with `skiff image import` or `skiff image build`"
     )]
     NotFound(String),
+    /// Containers (or builds) hold it.
+    #[error("image {image:?} is in use by {}", .by.join(", "))]
+    InUse {
+        image: String,
+        /// Ids of containers; a suffix `-vN` is their Nth mount.
+        by: Vec<String>,
+    },
     /// A name, archive, manifest or argument that cannot be right whatever the machine's state is.
     #[error("{0}")]
     Invalid(String),
@@ -79,6 +86,7 @@ impl ImageError {
     pub fn code(&self) -> tonic::Code {
         match self {
             ImageError::NotFound(_) | ImageError::RegistryNotFound { .. } => tonic::Code::NotFound,
+            ImageError::InUse { .. } => tonic::Code::FailedPrecondition,
             ImageError::Invalid(_) | ImageError::Dockerfile { .. } => tonic::Code::InvalidArgument,
             ImageError::DigestMismatch { .. }
             | ImageError::Layer { .. }

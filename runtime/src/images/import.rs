@@ -858,7 +858,7 @@ mod tests {
         assert!(s.get("app:1").unwrap().pinned);
         let again = import_dir(&s, &dir, &|_| {}).unwrap();
         assert_eq!(again.len(), 1, "only the bad one is tried again");
-        s.remove("app:1").unwrap();
+        s.remove("app:1", true).unwrap();
         assert_eq!(
             import_dir(&s, &dir, &|_| {}).unwrap().len(),
             2,

@@ -63,6 +63,14 @@ impl Ingest {
         &self.dir
     }
 
+    /// Name of [`dir`](Self::dir), which no other ingest has.
+    pub fn id(&self) -> String {
+        self.dir
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    }
+
     /// A fresh name below [`dir`](Self::dir).
     pub fn temp_path(&mut self, prefix: &str) -> PathBuf {
         self.count += 1;

@@ -67,6 +67,9 @@ struct Index {
     images: Vec<Arc<ImageRecord>>,
 }
 
+/// Begins the line of a hold that says of which image it is.
+const HELD_IMAGE: &str = "image ";
+
 /// Identity of one version of the index file.
 type Stamp = (u64, i64, i64, u64);
 
@@ -282,7 +285,8 @@ impl ImageStore {
         check_holder(holder)?;
         let lock = self.lock()?;
         let image = self.get(image)?;
-        let lines: String = image.layers.iter().map(|l| format!("{l}\n")).collect();
+        let mut lines: String = image.layers.iter().map(|l| format!("{l}\n")).collect();
+        lines.push_str(&format!("{HELD_IMAGE}{}\n", image.id));
         let p = self.path("holds").join(holder);
         let tmp = self.path("holds").join(format!(".{holder}"));
         // No fsync: after a crash of the machine there is no container left that could use the layers.
@@ -323,7 +327,8 @@ impl ImageStore {
             .iter()
             .flat_map(|i| i.layers.iter().map(Digest::as_str))
             .collect();
-        if held.lines().all(|l| live.contains(l)) {
+        let mut layers = held.lines().filter(|l| !l.starts_with(HELD_IMAGE));
+        if layers.all(|l| live.contains(l)) {
             Ok(())
         } else {
             self.collect()
@@ -345,13 +350,48 @@ impl ImageStore {
         Ok(out)
     }
 
-    /// Remove an image with all its names (CRI's RemoveImage); false when there was none.
-    pub fn remove(&self, name: &str) -> Result<bool> {
+    /// Who holds the image. A hold of an older version names no image: it is of every one with its layers.
+    fn holders_of(&self, image: &ImageRecord) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for holder in self.holders()? {
+            let p = self.path("holds").join(&holder);
+            let text = match fs::read_to_string(&p) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                t => t.what(|| format!("read {}", p.display()))?,
+            };
+            let held = match text.lines().find_map(|l| l.strip_prefix(HELD_IMAGE)) {
+                Some(id) => id == image.id.as_str(),
+                None => text.lines().eq(image.layers.iter().map(Digest::as_str)),
+            };
+            if held {
+                found.push(holder);
+            }
+        }
+        Ok(found)
+    }
+
+    fn check_unused(&self, name: &str, image: &ImageRecord) -> Result<()> {
+        let by = self.holders_of(image)?;
+        if by.is_empty() {
+            return Ok(());
+        }
+        Err(ImageError::InUse {
+            image: name.to_owned(),
+            by,
+        })
+    }
+
+    /// Remove an image with all its names; false when there was none. One that is held is refused, unless `force`: then
+    /// its layers stay until the last hold ends.
+    pub fn remove(&self, name: &str, force: bool) -> Result<bool> {
         let removed = {
             let _lock = self.lock()?;
             match self.resolve(name)? {
                 None => false,
                 Some(image) => {
+                    if !force {
+                        self.check_unused(name, &image)?;
+                    }
                     let mut images = (*self.images()?).clone();
                     images.retain(|i| i.id != image.id);
                     self.write_index(images)?;
@@ -365,8 +405,9 @@ impl ImageStore {
         Ok(removed)
     }
 
-    /// Take one tag away; the image goes with its last name. Ids remove the whole image. True when the image is gone.
-    pub fn untag(&self, name: &str) -> Result<bool> {
+    /// Take one tag away; the image goes with its last name, as [`remove`](Self::remove) takes it. Ids remove the whole
+    /// image. True when the image is gone.
+    pub fn untag(&self, name: &str, force: bool) -> Result<bool> {
         {
             let _lock = self.lock()?;
             let image = self.get(name)?;
@@ -391,7 +432,7 @@ impl ImageStore {
                 return Ok(false);
             }
         }
-        self.remove(name)
+        self.remove(name, force)
     }
 
     /// Disk use of all layers, from what was counted when they were unpacked.
@@ -731,10 +772,16 @@ pub(crate) mod tests {
             "b",
             "top first"
         );
-        assert!(s.remove("a").unwrap());
-        assert!(!s.remove("a").unwrap(), "removing twice is fine");
+        assert!(s.remove("a", false).unwrap());
+        assert!(!s.remove("a", false).unwrap(), "removing twice is fine");
         assert_eq!(layers_on_disk(&s), 2);
-        assert!(s.remove("b").unwrap());
+        let refused = s.remove("b", false).unwrap_err();
+        assert!(
+            matches!(&refused, ImageError::InUse { by, .. } if by == &["c1"]),
+            "{refused}"
+        );
+        assert!(s.untag("b", false).is_err() && s.resolve("b").unwrap().is_some());
+        assert!(s.remove("b", true).unwrap());
         assert_eq!(layers_on_disk(&s), 2, "held by the container");
         let again = ImageStore::open(t.path()).unwrap();
         assert_eq!(layers_on_disk(&again), 2, "the hold outlives the process");
@@ -766,9 +813,9 @@ pub(crate) mod tests {
         )
         .unwrap();
         assert_eq!(s.get("b").unwrap().repo_tags.len(), 2);
-        assert!(!s.untag("a").unwrap());
+        assert!(!s.untag("a", false).unwrap());
         assert!(s.resolve("a").unwrap().is_none());
-        assert!(s.untag("b").unwrap());
+        assert!(s.untag("b", false).unwrap());
         assert_eq!(layers_on_disk(&s), 0);
     }
 
@@ -845,7 +892,7 @@ pub(crate) mod tests {
                                 }
                                 s.release(&holder).unwrap();
                             }
-                            _ => drop(s.remove(&name).unwrap()),
+                            _ => drop(s.remove(&name, true).unwrap()),
                         }
                     }
                 });

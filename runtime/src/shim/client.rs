@@ -201,10 +201,22 @@ impl Shim {
 
     /// (pid, start time in ns).
     pub async fn start(&self, spec: &ContainerSpec) -> Result<(i32, i64), ShimError> {
+        self.start_with(spec, [None, None]).await
+    }
+
+    /// [`start`](Self::start) with the given pipes attached to stdout and stderr from the first byte on.
+    pub async fn start_with(
+        &self,
+        spec: &ContainerSpec,
+        outputs: [Option<OwnedFd>; 2],
+    ) -> Result<(i32, i64), ShimError> {
         let request = Request::Start {
             spec: Box::new(spec.clone()),
+            stdout: outputs[0].is_some(),
+            stderr: outputs[1].is_some(),
         };
-        match self.call(&request, &[], START).await? {
+        let fds: Vec<_> = outputs.iter().flatten().map(AsFd::as_fd).collect();
+        match self.call(&request, &fds, START).await? {
             (_, Reply::Started { pid, started_at }) => Ok((pid, started_at)),
             (_, r) => Err(unexpected(&r)),
         }

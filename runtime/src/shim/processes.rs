@@ -1,7 +1,7 @@
 //! Owns the shim's children: forking them into the right namespaces, learning whether they became their program, and
 //! reaping them. The loop and the connections are `server`'s.
 
-use super::containers::{Container, STDOUT, Sink, Source};
+use super::containers::{Attached, Container, STDOUT, Sink, Source};
 use super::log::LogFile;
 use super::protocol::Reply;
 use super::server::Shim;
@@ -57,7 +57,12 @@ impl Shim {
         step("fork", pid)
     }
 
-    pub(super) fn start(&mut self, conn: u64, spec: &ContainerSpec) -> StepResult<()> {
+    pub(super) fn start(
+        &mut self,
+        conn: u64,
+        spec: &ContainerSpec,
+        outputs: [Option<OwnedFd>; 2],
+    ) -> StepResult<()> {
         if self.leaving.is_some() || self.containers.iter().any(|c| c.id == spec.id) {
             return Err(format!("container {} is already started", spec.id));
         }
@@ -69,6 +74,18 @@ impl Shim {
             None => None,
         };
         let mut container = Container::new(spec, log);
+        let [stdout, stderr] = outputs.map(|fd| fd.map(Sink::new).transpose());
+        let (stdout, stderr) = (
+            step("attach stdout", stdout)?,
+            step("attach stderr", stderr)?,
+        );
+        if stdout.is_some() || stderr.is_some() {
+            container.attached.push(Attached {
+                stdin: None,
+                stdout,
+                stderr,
+            });
+        }
         let mut io = ChildIo::default();
         let mut tty = None;
         let mut tty_child = None;

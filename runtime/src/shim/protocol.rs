@@ -24,6 +24,8 @@ pub struct ShimConfig {
     pub sysctls: BTreeMap<String, String>,
     /// The node's cgroup hierarchies, for containers' /sys/fs/cgroup.
     pub cgroup_mounts: Vec<CgroupMountRecord>,
+    /// It ends with the last connection that listens to it (image builds): its maker may be killed.
+    pub tied: bool,
 }
 
 /// `CgroupMount` on the wire.
@@ -63,9 +65,14 @@ impl From<CgroupMount> for CgroupMountRecord {
 pub enum Request {
     /// This connection gets `Subscribed` and then every `Exited`.
     Subscribe,
-    /// Makes and runs a container: `Started` or `Error`.
+    /// Makes and runs a container: `Started` or `Error`. Descriptors: readers of stdout and stderr from the first byte on,
+    /// those that are true.
     Start {
         spec: Box<ContainerSpec>,
+        #[serde(default)]
+        stdout: bool,
+        #[serde(default)]
+        stderr: bool,
     },
     /// Signals a container's first process, or with `all` every process of it.
     Kill {

@@ -46,6 +46,10 @@ pub fn main(args: &[OsString]) -> ! {
 
 /// Nothing happened for so long: the pod is quiet.
 const QUIET_MS: i64 = 2000;
+/// So long a tied shim waits for the first who listens.
+const ALONE_MS: i64 = 15_000;
+/// No connection has this number.
+const NOBODY: u64 = 0;
 
 struct Conn {
     id: u64,
@@ -68,6 +72,8 @@ pub(super) struct Shim {
     pub(super) pending: Vec<Pending>,
     pub(super) execs: Vec<Exec>,
     pub(super) leaving: Option<u64>,
+    /// When a tied shim ends if nobody listens (monotonic milliseconds).
+    alone_at: Option<i64>,
     /// Program text, let go of when the pod is quiet.
     text: Vec<(usize, usize)>,
     /// When to do that (monotonic milliseconds): some time after the last thing that was more than passing on output.
@@ -100,7 +106,9 @@ impl Shim {
         );
         // The server reads to the end of file, so the pipe is closed by putting something else in its place.
         born.ready = step("close the ready pipe", sys::dup_high(sys::std_fd(0)))?;
+        let tied = born.config.tied;
         Ok(Self {
+            alone_at: tied.then(|| sys::monotonic_ms() + ALONE_MS),
             born,
             cgroups,
             sigchld,
@@ -137,6 +145,7 @@ impl Shim {
             }
             self.settle();
             self.conns.retain(|c| !c.closed);
+            self.leave_if_alone();
             if let Some(conn) = self.leaving
                 && self.containers.is_empty()
                 && self.execs.is_empty()
@@ -204,6 +213,7 @@ impl Shim {
             .iter()
             .filter_map(|c| c.ended.as_ref().map(|(_, deadline)| *deadline))
             .chain(self.quiet_at)
+            .chain(self.alone_at.filter(|at| *at > 0))
             .map(|at| (at - now).clamp(0, 10_000) as i32)
             .min()
             .unwrap_or(-1)
@@ -370,10 +380,17 @@ impl Shim {
                 );
             }
             // Answered when the child has become its program, or has said why not.
-            Request::Start { spec } => match self.start(conn, &spec) {
-                Ok(()) => return,
-                Err(message) => Err((false, message)),
-            },
+            Request::Start {
+                spec,
+                stdout,
+                stderr,
+            } => {
+                let outputs = [stdout, stderr].map(|wanted| if wanted { fds.next() } else { None });
+                match self.start(conn, &spec, outputs) {
+                    Ok(()) => return,
+                    Err(message) => Err((false, message)),
+                }
+            }
             Request::Exec {
                 id,
                 process,
@@ -449,19 +466,7 @@ impl Shim {
                 Ok(fd) => return self.reply(conn, &Reply::Ok, vec![fd]),
                 Err(e) => Err((false, format!("make a socket in the pod's network: {e}"))),
             },
-            Request::Shutdown => {
-                self.leaving = Some(conn);
-                for p in &self.pending {
-                    let _ = sys::kill(p.pid, libc::SIGKILL);
-                }
-                for e in &self.execs {
-                    let _ = sys::kill(e.pid, libc::SIGKILL);
-                }
-                for c in &self.containers {
-                    let _ = c.kill(libc::SIGKILL, true);
-                }
-                return;
-            }
+            Request::Shutdown => return self.leave(conn),
         };
         let reply = match result {
             Ok(()) => Reply::Ok,
@@ -471,6 +476,36 @@ impl Shim {
             },
         };
         self.reply(conn, &reply, vec![]);
+    }
+
+    /// Kills everything; the loop ends when it is reaped, and tells the connection.
+    fn leave(&mut self, conn: u64) {
+        self.leaving = Some(conn);
+        for p in &self.pending {
+            let _ = sys::kill(p.pid, libc::SIGKILL);
+        }
+        for e in &self.execs {
+            let _ = sys::kill(e.pid, libc::SIGKILL);
+        }
+        for c in &self.containers {
+            let _ = c.kill(libc::SIGKILL, true);
+        }
+    }
+
+    /// A tied shim leaves with the last who listens, or when nobody comes.
+    fn leave_if_alone(&mut self) {
+        let alone = match self.alone_at {
+            None => false,
+            Some(_) if self.conns.iter().any(|c| c.subscribed) => {
+                // From now on no time is given.
+                self.alone_at = Some(0);
+                false
+            }
+            Some(at) => sys::monotonic_ms() >= at,
+        };
+        if alone && self.leaving.is_none() {
+            self.leave(NOBODY);
+        }
     }
 
     pub(super) fn running(&mut self, id: &str) -> Result<&mut Container, (bool, String)> {
