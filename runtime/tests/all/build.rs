@@ -465,7 +465,6 @@ fn what_is_mounted_for_a_step_never_lands_in_its_layer_whatever_links_the_image_
     )
     .unwrap();
     symlink(outside.join("hosts"), root.join("etc/hosts")).unwrap();
-    symlink("/proc/1/root/etc/hostname", root.join("etc/hostname")).unwrap();
     symlink("../../../../../..", root.join("up")).unwrap();
     let text = "FROM scratch\nCOPY root /\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n\
                 RUN cat /etc/resolv.conf /etc/hosts > /seen; echo 192.0.2.1 other >> /etc/hosts; echo x > /up/etc/new; \
@@ -488,6 +487,9 @@ fn what_is_mounted_for_a_step_never_lands_in_its_layer_whatever_links_the_image_
         let _ = b.build(&format!("{text}RUN echo x > /{place}/new\n"));
         fs::remove_file(root.join(place)).unwrap();
     }
+    symlink("/proc/1/root/etc/hostname", root.join("etc/hostname")).unwrap();
+    let e = b.build(text).unwrap_err().to_string();
+    assert!(e.contains("/etc/hostname"), "{e}");
     // Nothing came out of the image.
     let seen: Vec<_> = fs::read_dir(&outside)
         .unwrap()

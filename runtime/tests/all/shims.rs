@@ -196,8 +196,10 @@ async fn a_stop_with_less_patience_does_not_wait_for_one_with_more() {
     let mut n = Node::start().await;
     let pod = n.sandbox("p");
     let sandbox = n.run(&pod).await;
-    let deaf = "trap 'touch /told' TERM; while :; do sleep 0.02; done";
+    let deaf = "trap 'touch /told' TERM; touch /ready; while :; do sleep 0.02; done";
     let id = n.sh(&sandbox, &pod, "c", deaf).await;
+    n.out(&id, "while [ ! -e /ready ]; do sleep 0.02; done")
+        .await;
     let (mut client, slow) = (n.client.clone(), id.clone());
     let patient = tokio::spawn(async move {
         let request = StopContainerRequest {
