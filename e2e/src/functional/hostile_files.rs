@@ -251,8 +251,8 @@ spec:
     - sh
     - -c
     - |
-      cd /e; mkfifo f; ln -s / l; i=0
-      while [ $i -lt 2500 ]; do mkdir d; cd -P d; mkfifo f; i=$((i+1)); done 2>/dev/null
+      cd /e; mkfifo f; ln -s / l; i=0; d=$(head -c 250 /dev/zero | tr '\\0' d)
+      while [ $i -lt 150 ]; do mkdir $d; cd -P $d; mkfifo f; i=$((i+1)); done 2>/dev/null
       touch /e/done; exec sleep 1000
     volumeMounts: [{{name: e, mountPath: /e}}]
   volumes: [{{name: e, emptyDir: {{sizeLimit: 1Gi}}}}]
@@ -274,13 +274,14 @@ spec:
     })
 }
 
-/// More levels than a path can name.
+/// More and longer names than a path can have.
 fn deep(volume: &Path) -> Result<bool> {
     use rustix::fs::{CWD, Mode, OFlags, openat};
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let mut here = openat(CWD, volume, flags, Mode::empty())?;
-    for _ in 0..2100 {
-        match openat(&here, "d", flags, Mode::empty()) {
+    let name = "d".repeat(250);
+    for _ in 0..150 {
+        match openat(&here, &*name, flags, Mode::empty()) {
             Ok(next) => here = next,
             Err(_) => return Ok(false),
         }

@@ -316,10 +316,9 @@ impl Start {
         };
         let (pod, c) = (self.pod.clone(), c.clone());
         let job = move |closed: &work::Closed| {
-            if closed.is() {
-                return Err("the pod's volumes are being removed".into());
-            }
-            mounts::make(&pod, &c, &inputs)
+            let made = mounts::make(&pod, &c, &inputs, closed);
+            tear_down::if_late(&inputs.place, closed);
+            made
         };
         let made = k.volumes.work.run(uid, Lane::Mount, work::MOUNT, job);
         made.await.map_err(|e| format!("volume mounts: {e}"))?
@@ -383,7 +382,10 @@ impl Start {
         )
         .map_err(config_error)?;
 
-        let mounts = self.mounts(k, c, &env).await.map_err(config_error)?;
+        let mounts = tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            m = self.mounts(k, c, &env) => m.map_err(config_error)?,
+        };
         let groups = k.volumes.groups(uid);
         let mut config = container::config(
             pod,
@@ -598,6 +600,7 @@ pub async fn clean_up(k: &Arc<Kubelet>, pod: &Arc<Pod>, all: bool) -> Result<(),
         tracing::warn!(error = %e, "the cgroups of the QoS classes could not be brought up to date");
     }
     let pod_uid = uid.clone();
+    k.volumes.work.settle(&uid).await;
     let job = move |_: &work::Closed| {
         if all {
             tear_down::remove(&dir)?;

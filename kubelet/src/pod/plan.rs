@@ -537,6 +537,10 @@ fn terminate(s: &mut PodState, now: Timestamp, out: &mut Vec<Command>) {
         *called_off = true;
         out.push(Command::CancelStart);
     }
+    if s.volumes.busy && !s.volumes.called_off {
+        s.volumes.called_off = true;
+        out.push(Command::CancelVolumes);
+    }
     let since = s.end.as_ref().and_then(|e| e.since).unwrap_or(now);
     let elapsed = now.duration_since(since).as_secs().max(0);
     let grace = s.grace();

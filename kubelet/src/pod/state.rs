@@ -288,7 +288,7 @@ impl PodState {
             }
             Event::Volumes(Err(message)) => {
                 // One event for each new message, not for each try.
-                if self.volumes.message != message {
+                if self.volumes.message != message && self.stage == Stage::Syncing {
                     commands.push(Command::Note {
                         warning: true,
                         reason: "FailedMount",

@@ -142,7 +142,7 @@ impl Model {
                 });
                 vec![self.look(), Event::Started(name, Some(Ok(())))]
             }
-            Command::CancelStart => vec![],
+            Command::CancelStart | Command::CancelVolumes => vec![],
             Command::Kill {
                 id,
                 grace,
@@ -875,4 +875,33 @@ proptest::proptest! {
         proptest::prop_assert!(m.log.contains("forget"), "it does not end:\n{}", m.log);
         proptest::prop_assert_eq!(m.view.alive().count(), 0);
     }
+}
+
+#[test]
+fn a_pod_whose_volumes_hang_can_be_deleted() {
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    let pod = |deleted: bool| -> Arc<Pod> {
+        let mut p = serde_json::json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {"containers": [{"name": "c"}], "volumes": [{"name": "v", "hostPath": {"path": "/dead"}}]}});
+        if deleted {
+            p["metadata"]["deletionTimestamp"] = serde_json::json!("2026-01-01T00:00:01Z");
+            p["metadata"]["deletionGracePeriodSeconds"] = serde_json::json!(1);
+        }
+        Arc::new(serde_json::from_value(p).unwrap())
+    };
+    let mut s = PodState::new(pod(false), vec![], "skiff", now);
+    let first = s.step([Event::Runtime(RuntimeView::default())], now);
+    assert!(first.contains(&Command::MountVolumes), "{first:?}");
+    // The sandbox is made meanwhile, volumes or not.
+    let called_off = s.step([Event::SandboxMade(Ok(())), Event::Pod(pod(true))], now);
+    assert!(
+        called_off.contains(&Command::CancelVolumes),
+        "{called_off:?}"
+    );
+    let again = s.step([Event::Tick], now);
+    assert!(!again.contains(&Command::CancelVolumes), "once is enough");
+    let then = s.step([Event::Volumes(Err("called off".into()))], now);
+    assert!(then.contains(&Command::CleanUp), "{then:?}");
+    let noted = |c: &Command| matches!(c, Command::Note { .. });
+    assert!(!then.iter().any(noted), "{then:?}");
 }

@@ -121,6 +121,8 @@ pub enum Command {
     },
     /// Call off the start that is under way, if it still waits for an image.
     CancelStart,
+    /// Wait no longer for volumes that are being mounted: a file system may never answer.
+    CancelVolumes,
     /// Run the preStop hook and stop a container.
     Kill {
         /// The runtime's id.
@@ -248,6 +250,8 @@ pub enum Stage {
 pub struct Op {
     /// Under way.
     pub busy: bool,
+    /// Nobody waits for what is under way any more.
+    pub called_off: bool,
     /// Done.
     pub done: bool,
     /// Failures in a row.
@@ -262,6 +266,7 @@ impl Op {
     /// It is under way now.
     pub fn begin(&mut self) {
         self.busy = true;
+        self.called_off = false;
         self.again_at = None;
     }
     /// It succeeded; maybe it is to be done again later.

@@ -79,6 +79,7 @@ pub struct Worker {
     status: Arc<StatusWriter>,
     probers: Probers,
     start: Option<CancellationToken>,
+    mounting: Option<CancellationToken>,
 }
 
 impl Worker {
@@ -114,6 +115,7 @@ impl Worker {
             fresh,
             probers: Probers::default(),
             start: None,
+            mounting: None,
         };
         (worker, handle)
     }
@@ -237,8 +239,13 @@ impl Worker {
         match command {
             Command::MountVolumes => {
                 let ips = self.state.last_ips.clone();
+                let cancel = CancellationToken::new();
+                self.mounting = Some(cancel.clone());
                 self.spawn(false, |e| Event::Volumes(Err(e)), async move {
-                    Event::Volumes(mount_volumes(&k, &pod, &ips).await)
+                    Event::Volumes(tokio::select! {
+                        () = cancel.cancelled() => Err("called off: the pod ends".into()),
+                        r = mount_volumes(&k, &pod, &ips) => r,
+                    })
                 });
             }
             Command::MakeSandbox { attempt } => {
@@ -295,6 +302,11 @@ impl Worker {
                     let result = job.run(&k, &cancel).await;
                     Event::Started(name, result)
                 });
+            }
+            Command::CancelVolumes => {
+                if let Some(cancel) = &self.mounting {
+                    cancel.cancel();
+                }
             }
             Command::CancelStart => {
                 if let Some(cancel) = &self.start {
@@ -399,6 +411,7 @@ impl Worker {
                 let dir = k.config.pod_dir(&uid);
                 k.volumes.forget(&uid);
                 tokio::spawn(async move {
+                    k.volumes.work.settle(&uid).await;
                     let job = move |_: &work::Closed| {
                         if let Err(e) = tear_down::remove(&dir) {
                             tracing::warn!(error = %e, "a pod's directory could not be removed");

@@ -130,7 +130,11 @@ impl Volumes {
         let place = Place::new(cx.config, uid);
         let at_work = Arc::new(Mutex::new(String::new()));
         let shown = at_work.clone();
-        let job = move |closed: &Closed| make_all(&place, todo, closed, &shown);
+        let job = move |closed: &Closed| {
+            let made = make_all(&place, todo, closed, &shown);
+            tear_down::if_late(&place, closed);
+            made
+        };
         let (mounted, warnings) = self
             .work
             .run(uid, Lane::Mount, work::MOUNT, job)

@@ -2,6 +2,7 @@
 //! Owns files it makes for that below the pod's directory. Blocking: volumes may be on file systems that are slow.
 
 use super::place::{PRIVATE, Place};
+use super::work::Closed;
 use super::{Mounted, subpath};
 use crate::kuberuntime::container::propagation;
 use crate::kuberuntime::expansion::expand;
@@ -39,7 +40,12 @@ pub struct Inputs {
 ///
 /// # Errors
 /// What CreateContainerConfigError shows.
-pub fn make(pod: &Pod, c: &Container, inputs: &Inputs) -> Result<Vec<Mount>, String> {
+pub fn make(
+    pod: &Pod,
+    c: &Container,
+    inputs: &Inputs,
+    closed: &Closed,
+) -> Result<Vec<Mount>, String> {
     let mut out = Vec::new();
     for (i, m) in c.volume_mounts.iter().flatten().enumerate() {
         let Some(volume) = inputs.volumes.get(&m.name) else {
@@ -98,6 +104,10 @@ pub fn make(pod: &Pod, c: &Container, inputs: &Inputs) -> Result<Vec<Mount>, Str
             mount.host_path = bound.to_string_lossy().into_owned();
         }
         out.push(mount);
+    }
+    // What hung may have hung for longer than the pod was there.
+    if closed.is() {
+        return Err("the pod's volumes are being removed".into());
     }
     let taken = |path: &str| {
         c.volume_mounts
@@ -268,7 +278,12 @@ mod tests {
         };
         let empty = Mounted::at(tmp.path().join("empty"));
         let (pod, inputs) = setting(tmp.path(), &[("map", ours), ("empty", empty)]);
-        let got = make(&pod, &spec::containers(&pod)[0], &inputs);
+        let got = make(
+            &pod,
+            &spec::containers(&pod)[0],
+            &inputs,
+            &Closed::default(),
+        );
         super::super::tear_down::remove(&inputs.place.path()).unwrap();
         let read_only: Vec<(String, bool)> = got
             .unwrap()

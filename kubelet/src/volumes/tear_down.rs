@@ -1,6 +1,8 @@
 //! Removal of a pod's directory with everything that is mounted in it. Owns the order: unmount first, and never delete
 //! through a mount that is still there. What containers made in it is not trusted.
 
+use super::place::Place;
+use super::work::Closed;
 use rustix::mount::{UnmountFlags, unmount};
 use skiff_beneath::Root;
 use std::ffi::OsStr;
@@ -32,6 +34,20 @@ pub fn remove(path: &Path) -> Result<(), String> {
         return Err(format!("{} is still mounted", left.display()));
     }
     parent.remove_tree(name).map_err(fail)
+}
+
+/// Takes away again what work made that came back after its pod's volumes were removed.
+pub fn if_late(place: &Place, closed: &Closed) {
+    if !closed.is() {
+        return;
+    }
+    for part in ["volume-subpaths", "volumes"] {
+        if let Err(e) = remove(&place.path().join(part)) {
+            tracing::warn!(error = %e, "late volumes of a pod that has ended could not be removed");
+        }
+    }
+    // Termination messages stay until the pod is deleted; an empty directory is nobody's.
+    let _ = fs::remove_dir(place.path());
 }
 
 /// Unmounts what is mounted at a path below a directory, without following a link on the way.

@@ -14,6 +14,8 @@ use tokio::sync::{Semaphore, oneshot};
 pub const MOUNT: Duration = Duration::from_secs(123);
 /// How long a removal may take before it is tried again.
 pub const TEAR_DOWN: Duration = Duration::from_secs(60);
+/// How long removal waits for mounting that is under way.
+const SETTLE: Duration = Duration::from_secs(2);
 /// How long a file that a container left may take to be read.
 pub const READ: Duration = Duration::from_secs(5);
 
@@ -119,6 +121,12 @@ impl Work {
     /// The pod's volumes are going: late work makes nothing more.
     pub fn close(&self, uid: &str) {
         self.pod(uid).closed.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Gives mounting that is under way a moment to end, so that removal comes after it.
+    pub async fn settle(&self, uid: &str) {
+        let lane = self.pod(uid).lanes[Lane::Mount as usize].clone();
+        let _ = tokio::time::timeout(SETTLE, lane.acquire()).await;
     }
 
     /// The pod is gone. What still hangs keeps what it needs.
