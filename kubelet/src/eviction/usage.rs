@@ -64,7 +64,7 @@ pub async fn of_pod(k: &Arc<Kubelet>, pod: &Arc<Pod>, containers: Vec<ContainerU
     let found = containers.clone();
     let job = move |_: &work::Closed| measure(&this, &of, found);
     let work = &k.volumes.work;
-    let done = work.run(spec::uid(pod), Lane::Read, work::MEASURE, job);
+    let done = work.run(spec::uid(pod), Lane::Measure, work::MEASURE, job);
     done.await.unwrap_or_else(|e| {
         tracing::warn!(pod = %spec::name(pod), error = %e, "a pod's files could not be measured");
         Measured {
@@ -100,7 +100,8 @@ fn measure(k: &Kubelet, pod: &Pod, mut containers: Vec<ContainerUsage>) -> Measu
             memory: number(stats.working_set)
                 .unwrap_or_else(|| containers.iter().map(|c| c.memory).sum()),
             pids: number(stats.pids).unwrap_or(0),
-            volumes: tree(&k.config.pod_dir(uid).join("volumes")),
+            // Also /etc/hosts and the termination messages, which containers may make as large as they like.
+            volumes: tree(&k.config.pod_dir(uid)),
             containers,
         },
         limited,

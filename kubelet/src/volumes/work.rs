@@ -27,15 +27,17 @@ pub const MEASURE: Duration = Duration::from_secs(30);
 pub enum Lane {
     /// Making volumes and what belongs to a container's mounts.
     Mount,
-    /// Reading and measuring.
+    /// Reading what a container left.
     Read,
+    /// Measuring, which takes its time with many files.
+    Measure,
     /// Removal.
     TearDown,
 }
 
 #[derive(Clone)]
 struct Pod {
-    lanes: [Arc<Semaphore>; 3],
+    lanes: [Arc<Semaphore>; 4],
     closed: Closed,
 }
 
