@@ -528,8 +528,13 @@ impl Runtime {
         let Ok(c) = self.container(id) else {
             return Ok(());
         };
-        c.want_stop(Duration::from_secs(timeout.max(0) as u64));
+        // Longer than anybody waits, and short enough to be added to a time.
+        let timeout = timeout.clamp(0, 1 << 30) as u64;
+        let by = Instant::now() + Duration::from_secs(timeout);
+        c.want_stop(by);
         let _one = c.lock.lock().await;
+        // Whoever had the lock may have found nothing to stop, and dropped the wish.
+        c.want_stop(by);
         self.stop_locked(&c).await
     }
 
@@ -665,7 +670,7 @@ impl Runtime {
         let Ok(c) = self.container(id) else {
             return Ok(());
         };
-        c.want_stop(Duration::ZERO);
+        c.want_stop(Instant::now());
         // From the stop on to the end: a start in between would run a container without a record.
         let _one = c.lock.lock().await;
         if self.still_there(&c).is_err() {

@@ -74,33 +74,40 @@ impl Runtime {
             use std::os::fd::AsFd;
             sys::set_nonblocking(fd.as_fd(), true).map_err(internal("set up a pipe"))?;
         }
-        let mut handle = self
-            .exec(
-                &r.container_id,
-                &r.cmd,
-                false,
-                [None, Some(out_w), Some(err_w)],
-            )
-            .await?;
+        let limit = if r.timeout > 0 {
+            Duration::from_secs(r.timeout as u64)
+        } else {
+            Duration::MAX
+        };
+        let late = || {
+            Status::deadline_exceeded(format!(
+                "failed to exec in container: timeout {}s exceeded: context deadline exceeded",
+                r.timeout
+            ))
+        };
+        let end = tokio::time::Instant::now().checked_add(limit);
+        let left = || {
+            end.map_or(Duration::MAX, |e| {
+                e.saturating_duration_since(tokio::time::Instant::now())
+            })
+        };
+        // A shim that is stuck must not make a probe longer than it may be.
+        let stdio = [None, Some(out_w), Some(err_w)];
+        let begun = self.exec(&r.container_id, &r.cmd, false, stdio);
+        let mut handle = tokio::time::timeout(left(), begun)
+            .await
+            .map_err(|_| late())??;
         let mut readers = tokio::spawn(async move {
             tokio::join!(
                 read_limited(out, OUTPUT_LIMIT),
                 read_limited(err, OUTPUT_LIMIT)
             )
         });
-        let limit = if r.timeout > 0 {
-            Duration::from_secs(r.timeout as u64)
-        } else {
-            Duration::MAX
-        };
-        let waited = tokio::time::timeout(limit, handle.wait()).await;
+        let waited = tokio::time::timeout(left(), handle.wait()).await;
         let Ok(code) = waited else {
-            let _ = handle.kill(libc::SIGKILL).await;
+            let _ = tokio::time::timeout(Duration::from_secs(1), handle.kill(libc::SIGKILL)).await;
             readers.abort();
-            return Err(Status::deadline_exceeded(format!(
-                "failed to exec in container: timeout {}s exceeded: context deadline exceeded",
-                r.timeout
-            )));
+            return Err(late());
         };
         let exit_code = code.map_err(exec_error)?;
         // A daemon that the command left behind may hold the pipes for ever; its output is not the command's.

@@ -27,7 +27,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use tonic::Status;
@@ -151,8 +150,7 @@ impl Container {
     }
 
     /// Whoever has the lock now is to be done with the container by then.
-    fn want_stop(&self, within: Duration) {
-        let by = Instant::now() + within.min(Duration::from_secs(1 << 30));
+    fn want_stop(&self, by: Instant) {
         self.stop_by.send_if_modified(|old| {
             let sooner = old.is_none_or(|o| by < o);
             if sooner {

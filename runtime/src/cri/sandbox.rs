@@ -14,7 +14,6 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use tonic::Status;
 
 const NODE: i32 = v1::NamespaceMode::Node as i32;
@@ -452,7 +451,7 @@ impl Runtime {
     /// Containers that are on their way up or in their grace period are not waited for.
     async fn alone<'a>(&self, s: &'a Sandbox) -> tokio::sync::RwLockWriteGuard<'a, ()> {
         for c in self.containers_of(&s.id) {
-            c.want_stop(Duration::ZERO);
+            c.want_stop(tokio::time::Instant::now());
         }
         s.lock.write().await
     }

@@ -80,9 +80,16 @@ pub fn import_stream(
     let mut plain = decompress(input).what(|| format!("read {shown}"))?;
     let mut buf = vec![0u8; 256 * 1024];
     let mut total = 0u64;
+    let room = super::limits::Limits::of(&spool).bytes;
     loop {
         match plain.read(&mut buf) {
             Ok(0) => break,
+            Ok(n) if total + n as u64 > room => {
+                return Err(ImageError::io(
+                    format!("decompress {shown}: it has more than {} MiB", room >> 20),
+                    io::Error::from_raw_os_error(libc::ENOSPC),
+                ));
+            }
             Ok(n) => {
                 io::Write::write_all(&mut spool, &buf[..n])
                     .what(|| format!("write {}", p.display()))?;

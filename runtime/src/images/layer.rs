@@ -90,6 +90,13 @@ pub fn check_config(config: &ImageConfig, layers: usize, name: &str) -> Result<(
             config.rootfs.diff_ids.len()
         )));
     }
+    // overlayfs stacks 500; a container's own and a build's are among them.
+    const MAX_LAYERS: usize = 400;
+    if layers > MAX_LAYERS {
+        return Err(ImageError::Invalid(format!(
+            "image {name} has {layers} layers; more than {MAX_LAYERS} cannot be stacked"
+        )));
+    }
     let arch = super::config::this_architecture();
     if !config.os.is_empty() && config.os != "linux"
         || !config.architecture.is_empty() && config.architecture != arch

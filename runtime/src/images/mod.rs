@@ -20,6 +20,7 @@ pub mod healthcheck;
 pub mod import;
 pub mod ingest;
 pub mod layer;
+pub mod limits;
 pub mod lower;
 pub mod pull;
 pub mod reference;

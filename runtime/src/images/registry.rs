@@ -444,6 +444,17 @@ impl OnePull {
     async fn download(&self, digest: &Digest, size: u64, path: &PathBuf) -> Result<()> {
         let what = format!("layer {digest}");
         let disk = |e: std::io::Error| ImageError::io(format!("write {}", path.display()), e);
+        let dir = std::fs::File::open(path.parent().unwrap_or(path)).map_err(disk)?;
+        if size > super::limits::Limits::of(&dir).bytes {
+            return Err(ImageError::io(
+                format!(
+                    "failed to pull image {:?}: {what} of {} MiB has no room on this disk",
+                    self.shown,
+                    size >> 20
+                ),
+                std::io::Error::from_raw_os_error(libc::ENOSPC),
+            ));
+        }
         let mut file = tokio::fs::File::create(path).await.map_err(disk)?;
         let mut hasher = Sha256::new();
         let mut done = 0u64;
@@ -480,8 +491,15 @@ impl OnePull {
                         match chunk {
                             Ok(c) => {
                                 hasher.update(&c);
-                                file.write_all(&c).await.map_err(disk)?;
                                 done += c.len() as u64;
+                                // The digest would be wrong in any case; the disk need not be full by then.
+                                if done > size {
+                                    return Err(ImageError::Invalid(format!(
+                                        "failed to pull image {:?}: registry {}: {what} is longer than the {size} bytes that the manifest says",
+                                        self.shown, self.endpoint
+                                    )));
+                                }
+                                file.write_all(&c).await.map_err(disk)?;
                                 self.tell(PullEvent::Layer {
                                     digest: digest.clone(),
                                     done,

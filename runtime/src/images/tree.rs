@@ -6,6 +6,7 @@
 //! error that names layer and path.
 
 use super::error::IoContext;
+use super::limits::Limits;
 use super::lower::{Lower, is_whiteout, open_dir_at};
 use super::store::Usage;
 use super::{ImageError, Result};
@@ -47,6 +48,7 @@ pub struct TreeWriter {
     /// Times of directories, set at the end: filling a directory changes them.
     pub(super) dir_times: BTreeMap<Comps, Timespec>,
     pub(super) usage: Usage,
+    pub(super) limits: Limits,
 }
 
 /// Metadata of one entry.
@@ -72,6 +74,7 @@ impl TreeWriter {
     /// Work below `root`, with `lower` under it.
     pub fn new(root: OwnedFd, lower: Lower, layer: &str, whiteouts: bool) -> Self {
         TreeWriter {
+            limits: Limits::of(&root),
             layer: layer.to_owned(),
             root: Rc::new(root),
             lower,
@@ -351,7 +354,8 @@ impl TreeWriter {
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600));
         let mut file = File::from(self.os(path, "create", opened)?);
-        let n = io::copy(data, &mut file).map_err(|e| {
+        let room = self.limits.bytes.saturating_sub(self.usage.bytes);
+        let n = io::copy(&mut data.take(room.saturating_add(1)), &mut file).map_err(|e| {
             if e.raw_os_error().is_some() {
                 ImageError::io(
                     format!(
@@ -365,6 +369,17 @@ impl TreeWriter {
                 self.read_error(&String::from_utf8_lossy(path), &e)
             }
         })?;
+        if n > room {
+            return Err(ImageError::io(
+                format!(
+                    "layer {}: write {:?}: it has more than the {} MiB that this disk has left for it",
+                    self.layer,
+                    String::from_utf8_lossy(path),
+                    self.limits.bytes >> 20
+                ),
+                io::Error::from_raw_os_error(libc::ENOSPC),
+            ));
+        }
         self.usage.inodes += 1;
         self.usage.bytes += n;
         self.set_fd_meta(

@@ -4,6 +4,7 @@
 
 use super::digest::{Digest, HashingReader};
 use super::error::IoContext;
+use super::limits::Allowance;
 use super::lower::{Lower, is_whiteout, open_dir_at};
 use super::store::Usage;
 use super::tree::{Meta, TreeWriter, mtime_of};
@@ -42,12 +43,10 @@ pub fn unpack_layer(
     )
     .what(|| format!("open {}", dest.display()))?;
     let mut u = TreeWriter::new(root, Lower::open(lower)?, layer, true);
-    let mut archive = tar::Archive::new(HashingReader::new(reader));
-    u.apply_all(&mut archive)?;
+    let read = u.apply_all(HashingReader::new(reader))?;
     u.finish()?;
     let usage = u.usage;
-    let (diff_id, _) = archive
-        .into_inner()
+    let (diff_id, _) = read
         .finish()
         .map_err(|e| u.read_error("(end of the tar)", &e))?;
     Ok(Unpacked { diff_id, usage })
@@ -61,18 +60,37 @@ impl TreeWriter {
         )
     }
 
-    fn apply_all<R: Read>(&mut self, archive: &mut tar::Archive<R>) -> Result<()> {
+    /// Applies every entry; gives the reader back, behind the last one.
+    fn apply_all<R: Read>(&mut self, mut reader: R) -> Result<R> {
+        let (bounded, allowance) = Allowance::new(&mut reader);
+        let mut archive = tar::Archive::new(bounded);
         let mut before = "(start of the tar)".to_owned();
-        let entries = archive
+        let mut entries = archive
             .entries()
             .map_err(|e| self.read_error(&before, &e))?;
-        for entry in entries {
+        let mut count = 0;
+        loop {
+            // Between two entries there are only headers, which the library holds in memory.
+            allowance.set(self.limits.header);
+            let entry = entries.next();
+            allowance.set(u64::MAX);
+            let Some(entry) = entry else { break };
             let mut entry = entry.map_err(|e| self.read_error(&format!("(after {before})"), &e))?;
             let path = entry.path_bytes().into_owned();
             before = String::from_utf8_lossy(&path).into_owned();
+            count += 1;
+            if count > self.limits.entries {
+                return Err(self.error(
+                    &path,
+                    format!("the layer has more than {} entries", self.limits.entries),
+                ));
+            }
             self.apply(&mut entry, &path)?;
+            // What the entry's kind has no use for.
+            io::copy(&mut entry, &mut io::sink()).map_err(|e| self.read_error(&before, &e))?;
         }
-        Ok(())
+        drop(archive);
+        Ok(reader)
     }
 
     fn apply<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, path: &[u8]) -> Result<()> {
@@ -198,7 +216,7 @@ impl TreeWriter {
     ) -> Result<()> {
         self.prefix = self.components(into)?;
         self.owner = owner;
-        let r = self.apply_all(&mut tar::Archive::new(reader));
+        let r = self.apply_all(reader).map(drop);
         self.prefix.clear();
         self.owner = None;
         r
@@ -689,5 +707,71 @@ mod tests {
             let t = tempfile::tempdir().unwrap();
             let _ = unpack_layer(bytes.as_slice(), t.path(), &[], "sha256:abc");
         }
+    }
+
+    fn unpack_within(
+        tar: &[u8],
+        change: impl FnOnce(&mut super::super::limits::Limits),
+    ) -> Result<()> {
+        let t = tempfile::tempdir().unwrap();
+        let root =
+            rustix::fs::open(t.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let mut u = TreeWriter::new(root, Lower::open(&[]).unwrap(), "bomb", true);
+        change(&mut u.limits);
+        u.apply_all(tar).map(drop)
+    }
+
+    #[test]
+    fn a_layer_that_is_a_bomb_is_refused_before_it_fills_disk_or_memory() {
+        let entry = |kind: tar::EntryType, size: u64, data: &[u8]| {
+            let mut h = tar::Header::new_gnu();
+            h.set_entry_type(kind);
+            h.set_path("f").unwrap();
+            h.set_mode(0o644);
+            h.set_size(size);
+            h.set_cksum();
+            let mut out = h.as_bytes().to_vec();
+            out.extend_from_slice(data);
+            out.resize(out.len().div_ceil(512) * 512, 0);
+            out
+        };
+        let file = entry(tar::EntryType::Regular, 5000, &[0; 5000]);
+        unpack_within(&file, |_| {}).unwrap();
+        let e = unpack_within(&file, |l| l.bytes = 4999).unwrap_err();
+        assert!(
+            matches!(&e, ImageError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull),
+            "{e}"
+        );
+        let many: Vec<u8> = (0..4)
+            .flat_map(|_| entry(tar::EntryType::Directory, 0, &[]))
+            .collect();
+        unpack_within(&many, |l| l.entries = 4).unwrap();
+        let e = unpack_within(&many, |l| l.entries = 3)
+            .unwrap_err()
+            .to_string();
+        assert!(e.contains("more than 3 entries"), "{e}");
+        // A name and a PAX record of 2 MiB; and the same as the data of an entry that has no use for any, which is skipped.
+        let long = vec![b'x'; 2 << 20];
+        let record = {
+            let mut r = format!("{} comment=", (2 << 20) + 100).into_bytes();
+            r.resize((2 << 20) + 99, b'y');
+            r.push(b'\n');
+            r
+        };
+        for bomb in [
+            entry(tar::EntryType::GNULongName, long.len() as u64, &long),
+            entry(tar::EntryType::GNULongLink, long.len() as u64, &long),
+            entry(tar::EntryType::XHeader, record.len() as u64, &record),
+        ] {
+            let tar = [bomb, file.clone()].concat();
+            let e = unpack_within(&tar, |_| {}).unwrap_err().to_string();
+            assert!(e.contains("headers of one entry are too long"), "{e}");
+        }
+        let fat = [
+            entry(tar::EntryType::Directory, long.len() as u64, &long),
+            entry(tar::EntryType::Regular, 1, b"1"),
+        ]
+        .concat();
+        unpack_within(&fat, |_| {}).unwrap();
     }
 }

@@ -229,6 +229,11 @@ impl Shim {
         }
         if p.exec {
             self.execs.push(Exec { pid, conn: p.conn });
+            // Whoever asked has given up waiting and could not kill what it does not know.
+            if !self.connected(p.conn) {
+                let _ = sys::kill(-pid, libc::SIGKILL);
+                let _ = sys::kill(pid, libc::SIGKILL);
+            }
             return self.reply(
                 p.conn,
                 &Reply::ExecStarted { pid },

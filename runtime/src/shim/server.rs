@@ -354,6 +354,10 @@ impl Shim {
         }
     }
 
+    pub(super) fn connected(&self, conn: u64) -> bool {
+        self.conns.iter().any(|c| c.id == conn && !c.closed)
+    }
+
     fn request(&mut self, conn: u64, request: Request, fds: Vec<OwnedFd>) {
         let mut fds = fds.into_iter();
         let result = match request {

@@ -1141,3 +1141,97 @@ async fn image_volumes_devices_and_profiles_of_the_node_are_usable() {
     );
     n.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_in_use_is_not_removed_and_whose_it_is_is_known_without_a_server() {
+    if skip() {
+        return;
+    }
+    let mut n = Node::start().await;
+    let pod = n.sandbox("p");
+    let sandbox = n.run(&pod).await;
+    let mut config = shell("main", "exit 0");
+    for (k, v) in [("namespace", "team"), ("name", "web-0")] {
+        config
+            .labels
+            .insert(format!("io.kubernetes.pod.{k}"), v.into());
+    }
+    let id = n.create(&sandbox, &pod, config).await;
+    n.start_container(&id).await.unwrap();
+    n.ended(&id).await;
+    let remove = || RemoveImageRequest {
+        image: Some(ImageSpec {
+            image: "busybox:test".into(),
+            ..Default::default()
+        }),
+    };
+    // Also by one that has ended: it can be looked at, and its logs name the image.
+    let e = n.images.remove_image(remove()).await.unwrap_err();
+    assert_eq!(e.code(), tonic::Code::FailedPrecondition, "{e}");
+    assert!(e.message().contains(&id), "{e}");
+    n.stop_server().await;
+    let state = n.dir.path().join("state");
+    let store = skiff_runtime::images::ImageStore::open(&n.dir.path().join("images")).unwrap();
+    let skiff_runtime::images::ImageError::InUse { by, .. } =
+        store.untag("busybox:test", false).unwrap_err()
+    else {
+        panic!("another error");
+    };
+    assert_eq!(
+        skiff_runtime::describe_holder(&state, &by[0]),
+        format!("team/web-0/main ({})", &id[..12])
+    );
+    n.start_server().await;
+    let request = RemoveContainerRequest { container_id: id };
+    n.client.remove_container(request).await.unwrap();
+    n.images.remove_image(remove()).await.unwrap();
+    n.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_request_asks_and_nothing_carries_out_is_refused_by_name() {
+    if skip() {
+        return;
+    }
+    let mut n = Node::start().await;
+    let cidr = |pod_cidr: &str| UpdateRuntimeConfigRequest {
+        runtime_config: Some(RuntimeConfig {
+            network_config: Some(NetworkConfig {
+                pod_cidr: pod_cidr.into(),
+            }),
+        }),
+    };
+    n.client.update_runtime_config(cidr("")).await.unwrap();
+    let e = n.client.update_runtime_config(cidr("10.9.0.0/24")).await;
+    let e = e.unwrap_err();
+    assert!(
+        e.message().contains("pod_cidr") && e.message().contains("10.9.0.0/24"),
+        "{e}"
+    );
+    let mut pod = n.sandbox("p");
+    pod.port_mappings = vec![PortMapping {
+        host_ip: "everywhere".into(),
+        host_port: 80,
+        ..Default::default()
+    }];
+    let request = RunPodSandboxRequest {
+        config: Some(pod.clone()),
+        runtime_handler: String::new(),
+    };
+    let e = n.client.run_pod_sandbox(request).await.unwrap_err();
+    assert!(e.message().contains("port_mappings.host_ip"), "{e}");
+    pod.port_mappings.clear();
+    let sandbox = n.run(&pod).await;
+    let mut config = shell("c", "true");
+    config.cdi_devices = vec![CdiDevice {
+        name: "vendor/class=x".into(),
+    }];
+    let request = CreateContainerRequest {
+        pod_sandbox_id: sandbox,
+        config: Some(config),
+        sandbox_config: Some(pod),
+    };
+    let e = n.client.create_container(request).await.unwrap_err();
+    assert!(e.message().contains("vendor/class=x"), "{e}");
+    n.finish().await;
+}

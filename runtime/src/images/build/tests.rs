@@ -10,7 +10,8 @@ struct NoRun;
 
 impl StepRunner for NoRun {
     fn run(&self, step: &RunStep<'_>, _: &dyn Fn(&str)) -> Result<()> {
-        Err(ImageError::Invalid(format!("RUN {:?}", step.argv)))
+        let text = format!("RUN {:?} {:?}", step.argv, step.network);
+        Err(ImageError::Invalid(text))
     }
     fn cancelled(&self) -> bool {
         false
@@ -236,5 +237,341 @@ fn paths_are_joined_as_go_joins_them() {
         ("/x/", "./", "/x"),
     ] {
         assert_eq!(join(base, path), want);
+    }
+}
+
+/// What becomes of a line.
+enum Fate {
+    /// It changes the image, as the function sees.
+    Handled(fn(&ImageConfig) -> bool),
+    /// It comes to the one who runs steps, with this in its text.
+    Runs(&'static str),
+    /// It is an error that says this.
+    Refused(&'static str),
+    /// The result is the same without it, for this reason.
+    Nothing(&'static str),
+}
+
+/// Every instruction, flag and directive of Docker's reference of the Dockerfile (frontend 1.x), by name.
+const FIELDS: [&str; 44] = [
+    "FROM",
+    "FROM --platform",
+    "RUN",
+    "RUN --mount",
+    "RUN --network",
+    "RUN --security",
+    "RUN --device",
+    "RUN <<",
+    "CMD",
+    "LABEL",
+    "MAINTAINER",
+    "EXPOSE",
+    "ENV",
+    "ADD",
+    "ADD --keep-git-dir",
+    "ADD --checksum",
+    "ADD --chown",
+    "ADD --chmod",
+    "ADD --link",
+    "ADD --exclude",
+    "ADD --unpack",
+    "ADD url",
+    "COPY",
+    "COPY --from",
+    "COPY --chown",
+    "COPY --chmod",
+    "COPY --link",
+    "COPY --parents",
+    "COPY --exclude",
+    "ENTRYPOINT",
+    "VOLUME",
+    "USER",
+    "WORKDIR",
+    "ARG",
+    "ONBUILD",
+    "STOPSIGNAL",
+    "HEALTHCHECK",
+    "HEALTHCHECK --interval",
+    "HEALTHCHECK --retries",
+    "SHELL",
+    "# syntax",
+    "# escape",
+    "# check",
+    "unknown",
+];
+
+#[test]
+fn every_instruction_and_flag_of_a_dockerfile_is_handled_refused_or_needs_nothing() {
+    use Fate::{Handled, Nothing, Refused, Runs};
+    let one_layer: fn(&ImageConfig) -> bool = |c| c.rootfs.diff_ids.len() == 1;
+    let table: Vec<(&str, &str, Fate)> = vec![
+        (
+            "FROM",
+            "FROM scratch",
+            Handled(|c| c.rootfs.diff_ids.is_empty()),
+        ),
+        (
+            "FROM --platform",
+            "FROM --platform=linux/s390x scratch",
+            Refused("--platform=linux/s390x"),
+        ),
+        (
+            "FROM --platform",
+            "FROM --platform=$TARGETPLATFORM scratch",
+            Handled(|c| c.os == "linux"),
+        ),
+        (
+            "FROM --platform",
+            "FROM --platform=windows/amd64 scratch",
+            Refused("only images for linux/"),
+        ),
+        (
+            "RUN",
+            "RUN a b",
+            Runs("RUN [\"/bin/sh\", \"-c\", \"a b\"] Default"),
+        ),
+        ("RUN --network", "RUN --network=none a", Runs("None")),
+        (
+            "RUN --network",
+            "RUN --network=host a",
+            Refused("--network host"),
+        ),
+        (
+            "RUN --network",
+            "RUN --network=other a",
+            Refused("--network=other"),
+        ),
+        (
+            "RUN --mount",
+            "RUN --mount=type=secret,id=x a",
+            Refused("RUN --mount"),
+        ),
+        (
+            "RUN --security",
+            "RUN --security=insecure a",
+            Refused("RUN --security"),
+        ),
+        ("RUN --device", "RUN --device=x a", Refused("RUN --device")),
+        ("RUN <<", "RUN <<EOF\na\nEOF", Refused("here-document")),
+        ("CMD", "CMD [\"x\"]", Handled(|c| c.config.cmd == ["x"])),
+        (
+            "LABEL",
+            "LABEL a=b",
+            Handled(|c| c.config.labels["a"] == "b"),
+        ),
+        (
+            "MAINTAINER",
+            "MAINTAINER me",
+            Handled(|c| c.author.as_deref() == Some("me")),
+        ),
+        (
+            "EXPOSE",
+            "EXPOSE 80",
+            Handled(|c| c.config.exposed_ports.contains_key("80/tcp")),
+        ),
+        ("ENV", "ENV a=b", Handled(|c| c.config.env == ["a=b"])),
+        ("ADD", "ADD f /", Handled(one_layer)),
+        (
+            "ADD --keep-git-dir",
+            "ADD --keep-git-dir=true f /",
+            Refused("ADD --keep-git-dir"),
+        ),
+        (
+            "ADD --checksum",
+            "ADD --checksum=sha256:00 f /",
+            Refused("ADD --checksum"),
+        ),
+        ("ADD --chown", "ADD --chown=1:2 f /", Handled(one_layer)),
+        ("ADD --chmod", "ADD --chmod=600 f /", Handled(one_layer)),
+        (
+            "ADD --chmod",
+            "ADD --chmod= f /",
+            Refused("a value is missing"),
+        ),
+        (
+            "ADD --link",
+            "ADD --link f /",
+            Nothing("layers depend on no others here"),
+        ),
+        (
+            "ADD --exclude",
+            "ADD --exclude=x f /",
+            Refused("ADD --exclude"),
+        ),
+        (
+            "ADD --unpack",
+            "ADD --unpack=false f /",
+            Refused("ADD --unpack"),
+        ),
+        (
+            "ADD url",
+            "ADD https://example.org/x /",
+            Refused("only local files"),
+        ),
+        ("COPY", "COPY f /", Handled(one_layer)),
+        (
+            "COPY --from",
+            "COPY --from=no.such/image:1 f /",
+            Refused("no.such/image:1"),
+        ),
+        ("COPY --chown", "COPY --chown=1 f /", Handled(one_layer)),
+        ("COPY --chmod", "COPY --chmod=600 f /", Handled(one_layer)),
+        (
+            "COPY --link",
+            "COPY --link f /",
+            Nothing("layers depend on no others here"),
+        ),
+        (
+            "COPY --link",
+            "COPY --link=perhaps f /",
+            Refused("--link=perhaps"),
+        ),
+        (
+            "COPY --parents",
+            "COPY --parents f /",
+            Refused("COPY --parents"),
+        ),
+        (
+            "COPY --exclude",
+            "COPY --exclude=x f /",
+            Refused("COPY --exclude"),
+        ),
+        (
+            "ENTRYPOINT",
+            "ENTRYPOINT [\"x\"]",
+            Handled(|c| c.config.entrypoint == ["x"]),
+        ),
+        (
+            "VOLUME",
+            "VOLUME /v",
+            Handled(|c| c.config.volumes.contains_key("/v")),
+        ),
+        ("USER", "USER 5", Handled(|c| c.config.user == "5")),
+        (
+            "WORKDIR",
+            "WORKDIR /w",
+            Handled(|c| c.config.working_dir == "/w"),
+        ),
+        (
+            "ARG",
+            "ARG a=b\nENV c=$a",
+            Handled(|c| c.config.env == ["c=b"]),
+        ),
+        (
+            "ONBUILD",
+            "ONBUILD ENV a=b",
+            Handled(|c| c.config.on_build == ["ENV a=b"]),
+        ),
+        ("ONBUILD", "ONBUILD RUN --mount=x a", Refused("RUN --mount")),
+        (
+            "STOPSIGNAL",
+            "STOPSIGNAL 9",
+            Handled(|c| c.config.stop_signal == "9"),
+        ),
+        ("STOPSIGNAL", "STOPSIGNAL SIGNOPE", Refused("SIGNOPE")),
+        (
+            "HEALTHCHECK",
+            "HEALTHCHECK CMD x y",
+            Handled(|c| {
+                c.config
+                    .healthcheck
+                    .as_ref()
+                    .is_some_and(|h| h.test == ["CMD-SHELL", "x y"])
+            }),
+        ),
+        (
+            "HEALTHCHECK --interval",
+            "HEALTHCHECK --interval=5s CMD [\"x\"]",
+            Handled(|c| {
+                c.config
+                    .healthcheck
+                    .as_ref()
+                    .is_some_and(|h| h.interval == 5_000_000_000 && h.test == ["CMD", "x"])
+            }),
+        ),
+        (
+            "HEALTHCHECK --retries",
+            "HEALTHCHECK --retries=2 CMD x",
+            Handled(|c| {
+                c.config
+                    .healthcheck
+                    .as_ref()
+                    .is_some_and(|h| h.retries == 2)
+            }),
+        ),
+        (
+            "HEALTHCHECK --retries",
+            "HEALTHCHECK --retries=many CMD x",
+            Refused("--retries=many"),
+        ),
+        (
+            "HEALTHCHECK",
+            "HEALTHCHECK --nope=1 CMD x",
+            Refused("--nope"),
+        ),
+        (
+            "HEALTHCHECK",
+            "HEALTHCHECK SOMETIMES x",
+            Refused("SOMETIMES"),
+        ),
+        (
+            "SHELL",
+            "SHELL [\"/bin/ash\", \"-c\"]",
+            Handled(|c| c.config.shell == ["/bin/ash", "-c"]),
+        ),
+        (
+            "# syntax",
+            "# syntax=docker/dockerfile:1",
+            Nothing("it is the language that is read"),
+        ),
+        (
+            "# syntax",
+            "# syntax=example.org/other:1",
+            Refused("example.org/other:1"),
+        ),
+        (
+            "# escape",
+            "# escape=`",
+            Nothing("nothing to escape in this file"),
+        ),
+        ("# escape", "# escape=x", Refused("invalid escape")),
+        ("# check", "# check=skip=all", Nothing("it is for a linter")),
+        ("unknown", "CROSS_BUILD x", Refused("CROSS_BUILD")),
+    ];
+    let b = Bench::new(&[("f", "1")]);
+    for field in FIELDS {
+        assert!(
+            table.iter().any(|(f, ..)| *f == field),
+            "{field} is in no list"
+        );
+    }
+    for (field, line, fate) in table {
+        assert!(FIELDS.contains(&field), "{field} is not in the reference");
+        let text = match line.split(' ').next() {
+            Some("FROM") => format!("{line}\n"),
+            Some("#") => format!("{line}\nFROM scratch\nCOPY f /\n"),
+            _ => format!("FROM scratch\n{line}\n"),
+        };
+        let built = b.build(&text);
+        match fate {
+            Handled(seen) => {
+                let image = built.unwrap_or_else(|e| panic!("{line}: {e}"));
+                assert!(seen(&b.store.config(&image).unwrap()), "{line}");
+            }
+            Runs(said) | Refused(said) => {
+                let e = built.expect_err(line).to_string();
+                assert!(e.contains(said), "{line}: {e}");
+            }
+            Nothing(why) => {
+                let plain = match line.split(' ').next() {
+                    Some("#") => "FROM scratch\nCOPY f /\n".to_string(),
+                    _ => text.replace(" --link", ""),
+                };
+                let with = b.store.config(&built.unwrap()).unwrap();
+                let without = b.store.config(&b.build(&plain).unwrap()).unwrap();
+                assert_eq!(with.rootfs, without.rootfs, "{line} ({why})");
+                assert_eq!(with.config, without.config, "{line} ({why})");
+            }
+        }
     }
 }
