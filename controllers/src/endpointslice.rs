@@ -5,7 +5,7 @@
 use crate::action::{Action, ENDPOINTSLICES};
 use crate::model::{controller_of, controller_ref, is_ready, is_terminal, safe_hash};
 use crate::shell::{Controller, Shell};
-use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{Node, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
@@ -29,6 +29,8 @@ pub struct Observed<'a> {
     pub pods: &'a [Arc<Pod>],
     /// The slices of its namespace.
     pub slices: &'a [Arc<EndpointSlice>],
+    /// Zones of nodes that have one (the label topology.kubernetes.io/zone).
+    pub zones: &'a BTreeMap<String, String>,
 }
 
 /// The number of a service port on a pod: a number, or the container port of that name; None when the pod has none.
@@ -95,7 +97,27 @@ pub fn hostname_in(service: &Service, pod: &Pod) -> Option<String> {
         .filter(|h| !h.is_empty())
 }
 
-fn endpoint(service: &Service, pod: &Pod, address: &str) -> Value {
+/// Who is to prefer an endpoint, by the service's trafficDistribution (upstream endpointslice/trafficdist): its own
+/// zone, or its own node and then its zone. None where nothing is known of that.
+fn hints(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<Value> {
+    let wish = service.spec.as_ref()?.traffic_distribution.as_deref()?;
+    let zones = zone.map(|z| json!([{"name": z}]));
+    match (wish, zones, node) {
+        ("PreferClose" | "PreferSameZone", Some(zones), _) => Some(json!({"forZones": zones})),
+        ("PreferSameNode", Some(zones), Some(n)) => {
+            Some(json!({"forNodes": [{"name": n}], "forZones": zones}))
+        }
+        ("PreferSameNode", None, Some(n)) => Some(json!({"forNodes": [{"name": n}]})),
+        _ => None,
+    }
+}
+
+fn endpoint(
+    service: &Service,
+    pod: &Pod,
+    address: &str,
+    zones: &BTreeMap<String, String>,
+) -> Value {
     let publish = service
         .spec
         .as_ref()
@@ -108,8 +130,16 @@ fn endpoint(service: &Service, pod: &Pod, address: &str) -> Value {
         "conditions": {"ready": publish || (serving && !terminating), "serving": serving, "terminating": terminating},
         "targetRef": {"kind": "Pod", "namespace": pod.metadata.namespace, "name": pod.metadata.name, "uid": pod.metadata.uid},
     });
-    if let Some(node) = pod.spec.as_ref().and_then(|s| s.node_name.clone()) {
+    let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+    let zone = node.and_then(|n| zones.get(n)).map(String::as_str);
+    if let Some(node) = node {
         e["nodeName"] = node.into();
+    }
+    if let Some(zone) = zone {
+        e["zone"] = zone.into();
+    }
+    if let Some(hints) = hints(service, node, zone) {
+        e["hints"] = hints;
     }
     if let Some(hostname) = hostname_in(service, pod) {
         e["hostname"] = hostname.into();
@@ -189,7 +219,7 @@ pub fn reconcile(o: &Observed) -> Vec<Action> {
             );
             want.entry((f.to_string(), text.clone()))
                 .or_default()
-                .insert(id, endpoint(service, pod, &address));
+                .insert(id, endpoint(service, pod, &address, o.zones));
         }
     }
     for f in &families {
@@ -381,12 +411,25 @@ pub fn services_of(services: &Cache<Service>, pod: &Pod, old: Option<&Pod>) -> V
         .collect()
 }
 
+fn zone_of(node: &Node) -> Option<String> {
+    let labels = node.metadata.labels.as_ref()?;
+    labels.get("topology.kubernetes.io/zone").cloned()
+}
+
 /// Starts the controller.
 pub fn start(shell: &Shell) {
     let controller = Controller::new(shell, "endpoint-slice-controller", false);
     let services = shell.informers.cache::<Service>();
     let pods = shell.informers.cache::<Pod>();
     let slices = shell.informers.cache::<EndpointSlice>();
+    let nodes = shell.informers.cache::<Node>();
+    let everywhere = services.clone();
+    shell.watch(&nodes, &controller.queue, move |node, old| {
+        // A node's zone is part of its endpoints.
+        let moved = zone_of(node).is_some() && old.is_none() || old.is_some_and(|o| zone_of(o) != zone_of(node));
+        let all = if moved { everywhere.list() } else { Vec::new() };
+        all.iter().map(|s| ObjectKey::of(&**s)).collect()
+    });
     shell.watch(&services, &controller.queue, |s, _| vec![ObjectKey::of(s)]);
     let all = services.clone();
     shell.watch(&pods, &controller.queue, move |pod, old| {
@@ -404,10 +447,12 @@ pub fn start(shell: &Shell) {
     });
     let ready = {
         let (services, pods, slices) = (services.clone(), pods.clone(), slices.clone());
+        let nodes = nodes.clone();
         async move {
             services.synced().await;
             pods.synced().await;
             slices.synced().await;
+            nodes.synced().await;
         }
     };
     let (this, me) = (shell.clone(), controller.clone());
@@ -418,16 +463,23 @@ pub fn start(shell: &Shell) {
         move |key| {
             let (shell, me) = (this.clone(), me.clone());
             let (services, pods, slices) = (services.clone(), pods.clone(), slices.clone());
+            let nodes = nodes.clone();
             async move {
                 let Some(service) = services.get(&key.namespace, &key.name) else {
                     return Ok(());
                 };
                 let pods = pods.list_namespace(&key.namespace);
                 let slices = slices.list_namespace(&key.namespace);
+                let zones = nodes
+                    .list()
+                    .iter()
+                    .filter_map(|n| Some((n.metadata.name.clone()?, zone_of(n)?)))
+                    .collect();
                 let actions = reconcile(&Observed {
                     service: &service,
                     pods: &pods,
                     slices: &slices,
+                    zones: &zones,
                 });
                 shell.run_actions(&me, &key, &*service, actions).await
             }
@@ -453,6 +505,29 @@ mod tests {
                     "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}}))
             .expect("a pod"),
         )
+    }
+
+    #[test]
+    fn trafficdistribution_becomes_hints_for_the_nearest() {
+        let of = |wish: &str, zones: &BTreeMap<String, String>| {
+            let mut s = service();
+            s.spec.as_mut().expect("a spec").traffic_distribution = Some(wish.into());
+            endpoint(&s, &pod(1, true), "10.42.0.1", zones)
+        };
+        let (none, some) = (
+            BTreeMap::new(),
+            BTreeMap::from([("n".to_string(), "z".to_string())]),
+        );
+        let zone = json!([{"name": "z"}]);
+        let node = json!([{"name": "n"}]);
+        for wish in ["PreferClose", "PreferSameZone"] {
+            assert_eq!(of(wish, &some)["hints"], json!({"forZones": zone}));
+            assert_eq!(of(wish, &none)["hints"], Value::Null, "no zone is known");
+        }
+        assert_eq!(of("PreferSameNode", &some)["hints"], json!({"forNodes": node, "forZones": zone}));
+        assert_eq!(of("PreferSameNode", &none)["hints"], json!({"forNodes": node}));
+        assert_eq!(of("PreferSameNode", &some)["zone"], "z");
+        assert_eq!(endpoint(&service(), &pod(1, true), "10.42.0.1", &some)["hints"], Value::Null);
     }
 
     /// Carries creations, patches and deletions out.
@@ -495,6 +570,7 @@ mod tests {
             service: &s,
             pods,
             slices,
+            zones: &BTreeMap::new(),
         });
         apply(slices, actions)
     }

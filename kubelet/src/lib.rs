@@ -2,6 +2,7 @@
 //! machine, volumes, probes, status, logs, the Node object and the node's HTTPS server. Must not know how containers
 //! are made (that is the runtime, behind its socket) or how pods reach each other (network).
 
+pub mod args;
 pub mod cgroups;
 pub mod config;
 pub mod cri;

@@ -56,4 +56,4 @@ pub(crate) fn well(supervisor: &Supervisor) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -113,6 +113,9 @@ pub struct ServerArgs {
     /// Run no containers here: control plane only
     #[arg(long)]
     pub disable_agent: bool,
+    /// Setting of the kubelet by upstream's flag, such as pod-max-pids=100 or allowed-unsafe-sysctls=kernel.msg*
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub kubelet_arg: Vec<String>,
     /// Start although this machine lacks cgroup controllers or seccomp: containers then get more than they were given
     #[arg(long)]
     pub allow_missing_isolation: bool,

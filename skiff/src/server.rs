@@ -394,6 +394,7 @@ fn runtime_config(
 ) -> skiff_runtime::Config {
     skiff_runtime::Config {
         registries: args.private_registry.clone(),
+        accept_missing_isolation: args.allow_missing_isolation,
         network: pods,
         ..skiff_runtime::Config::new(&paths::runtime(dir), &paths::cgroup(dir))
     }
@@ -519,7 +520,7 @@ fn kubelet_config(
     serving: &skiff_apiserver::auth::pki::Pair,
     client_ca: &str,
 ) -> Result<skiff_kubelet::Config> {
-    Ok(skiff_kubelet::Config {
+    let mut config = skiff_kubelet::Config {
         node_ips: vec![node_ip],
         cluster_dns: vec![dns],
         cluster_domain: args.cluster_domain.clone(),
@@ -533,7 +534,11 @@ fn kubelet_config(
         node_taints: taints(args)?,
         version: format!("{KUBERNETES}+skiff"),
         ..skiff_kubelet::Config::new(node_name, dir)
-    })
+    };
+    for arg in &args.kubelet_arg {
+        config.set(arg).map_err(|e| anyhow!("--kubelet-arg: {e}"))?;
+    }
+    Ok(config)
 }
 
 /// Objects that the server applies to itself.

@@ -8,6 +8,7 @@ mod batch;
 mod hostile_files;
 mod network;
 mod perimeter;
+mod node_limits;
 mod pods;
 mod streams;
 mod volumes;
@@ -58,6 +59,26 @@ pub const TESTS: &[(&str, Test)] = &[
         pods::readiness,
     ),
     ("pods_that_end_are_succeeded_or_failed", pods::exit_codes),
+    (
+        "what_the_node_cannot_give_is_refused_by_name_and_nothing_of_the_pod_runs",
+        node_limits::refused,
+    ),
+    (
+        "pods_their_classes_and_all_of_them_are_held_to_their_limits",
+        node_limits::cgroups,
+    ),
+    (
+        "a_pod_that_fills_an_empty_dir_beyond_its_limit_is_evicted_alone",
+        node_limits::empty_dir_limit,
+    ),
+    (
+        "a_container_behind_a_failed_init_container_waits_for_ever",
+        node_limits::never_ran,
+    ),
+    (
+        "the_pods_stop_signal_ends_its_container",
+        node_limits::stop_signal,
+    ),
     (
         "termination_runs_the_hook_and_keeps_the_grace",
         pods::termination,

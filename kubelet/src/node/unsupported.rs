@@ -55,7 +55,18 @@ pub fn refuses(pod: &Pod) -> Option<(String, String)> {
         .enumerate();
     ephemeral
         .into_iter()
-        .find_map(|(i, c)| container(&format!("spec.ephemeralContainers[{i}]"), &c))
+        .find_map(|(i, c)| self::ephemeral(&format!("spec.ephemeralContainers[{i}]"), &c))
+}
+
+/// The same of an ephemeral container. The volume manager, which refuses devices of the others, never sees it.
+pub fn ephemeral(at: &str, c: &Container) -> Option<(String, String)> {
+    if c.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
+        return Some(no(
+            &format!("{at}.volumeDevices"),
+            "it gives no block devices to containers",
+        ));
+    }
+    container(at, c)
 }
 
 /// The same of one container; it is asked for again when the container is made, because ephemeral ones come later.
@@ -139,6 +150,8 @@ fn se_linux(at: &str) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
 
     fn refusal(spec: serde_json::Value) -> Option<(String, String)> {
         let pod: Pod = serde_json::from_value(serde_json::json!({"spec": spec})).unwrap();
@@ -203,5 +216,187 @@ mod tests {
             pod.metadata.annotations = Some([(key.clone(), value.to_string())].into());
             assert_eq!(refuses(&pod).is_some(), refused, "{value}");
         }
+    }
+
+    /// (definition, field) -> what becomes of it and who sees to it, out of the table.
+    fn table() -> BTreeMap<(&'static str, &'static str), (&'static str, &'static str)> {
+        let mut out = BTreeMap::new();
+        for line in include_str!("fields.txt").lines() {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let (head, fields) = line.split_once(": ").expect(line);
+            let mut words = head.splitn(3, ' ');
+            let mut word = || words.next().expect(line);
+            let (def, how, who) = (word(), word(), word());
+            assert!(["handled", "refused", "nothing"].contains(&how), "{line}");
+            for field in fields.split(' ') {
+                let before = out.insert((def, field), (how, who));
+                assert_eq!(before, None, "{def}.{field} stands twice");
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn every_field_of_a_pods_spec_has_its_effect_or_is_refused() {
+        let table = table();
+        let mut seen = BTreeSet::new();
+        let mut missing = Vec::new();
+        let mut todo = vec![skiff_api::schema::lookup("io.k8s.api.core.v1.PodSpec")];
+        let mut known: BTreeSet<&str> = todo.iter().map(|d| d.name).collect();
+        while let Some(def) = todo.pop() {
+            for field in def.fields {
+                let key = (def.short(), field.name);
+                match table.get(&key) {
+                    None => missing.push(format!("{}.{}", key.0, key.1)),
+                    Some((how, _)) => {
+                        seen.insert(key);
+                        // What is refused or without meaning need not be looked into.
+                        let mut ty = &field.ty;
+                        while let Some(inner) = ty.element() {
+                            ty = inner;
+                        }
+                        if let Some(d) = ty.def()
+                            && *how == "handled"
+                            && known.insert(d.name)
+                        {
+                            todo.push(d);
+                        }
+                    }
+                }
+            }
+        }
+        assert!(
+            missing.is_empty(),
+            "fields of which nobody has decided: {missing:?}"
+        );
+        let gone: Vec<_> = table.keys().filter(|k| !seen.contains(*k)).collect();
+        assert!(
+            gone.is_empty(),
+            "lines that the schema does not know: {gone:?}"
+        );
+    }
+
+    /// One pod for each field that admission refuses.
+    fn samples() -> Vec<((&'static str, &'static str), serde_json::Value)> {
+        let c = |more: serde_json::Value| {
+            let mut c = serde_json::json!({"name": "c", "image": "i"});
+            for (k, v) in more.as_object().unwrap() {
+                c[k] = v.clone();
+            }
+            serde_json::json!({"containers": [c]})
+        };
+        let p = |more: serde_json::Value| {
+            let mut spec = serde_json::json!({"containers": [{"name": "c"}]});
+            for (k, v) in more.as_object().unwrap() {
+                spec[k] = v.clone();
+            }
+            spec
+        };
+        let sc = |sc: serde_json::Value| serde_json::json!({"securityContext": sc});
+        let app_armor = serde_json::json!({"appArmorProfile": {"type": "RuntimeDefault"}});
+        let label = serde_json::json!({"seLinuxOptions": {"type": "t"}});
+        vec![
+            (
+                ("PodSpec", "hostUsers"),
+                p(serde_json::json!({"hostUsers": false})),
+            ),
+            (
+                ("PodSpec", "resourceClaims"),
+                p(serde_json::json!({"resourceClaims": [{"name": "r"}]})),
+            ),
+            (
+                ("PodSpec", "schedulingGroup"),
+                p(serde_json::json!({"schedulingGroup": {}})),
+            ),
+            (
+                ("PodSecurityContext", "appArmorProfile"),
+                p(sc(app_armor.clone())),
+            ),
+            (
+                ("PodSecurityContext", "seLinuxOptions"),
+                p(sc(label.clone())),
+            ),
+            (("SecurityContext", "appArmorProfile"), c(sc(app_armor))),
+            (("SecurityContext", "seLinuxOptions"), c(sc(label))),
+            (
+                ("SecurityContext", "procMount"),
+                c(sc(serde_json::json!({"procMount": "Unmasked"}))),
+            ),
+            (
+                ("ResourceRequirements", "claims"),
+                c(serde_json::json!({"resources": {"claims": [{"name": "r"}]}})),
+            ),
+            (
+                ("EnvVarSource", "fileKeyRef"),
+                c(
+                    serde_json::json!({"env": [{"name": "E", "valueFrom": {"fileKeyRef": {"key": "k", "path": "p", "volumeName": "v"}}}]}),
+                ),
+            ),
+            (
+                ("EphemeralContainer", "volumeDevices"),
+                p(
+                    serde_json::json!({"ephemeralContainers": [{"name": "e", "volumeDevices": [{"name": "v", "devicePath": "/d"}]}]}),
+                ),
+            ),
+        ]
+    }
+
+    #[test]
+    fn each_field_that_admission_is_said_to_refuse_is_refused() {
+        let said: BTreeSet<_> = table()
+            .into_iter()
+            .filter(|(_, what)| *what == ("refused", "admission"))
+            .map(|(key, _)| key)
+            .collect();
+        let tried: BTreeSet<_> = samples().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(said, tried);
+        for (key, spec) in samples() {
+            let (reason, message) = refusal(spec).unwrap_or_else(|| panic!("{key:?} is let in"));
+            let named =
+                message.contains(key.1) || (reason == "AppArmor" && key.1 == "appArmorProfile");
+            assert!(named, "{key:?}: {message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_volume_source_that_is_said_to_be_refused_does_not_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        let k = crate::parts::tests::kubelet(dir.path());
+        let mut tried = 0;
+        for ((def, field), what) in table() {
+            if what != ("refused", "mount") {
+                continue;
+            }
+            let mut spec = serde_json::json!({"containers": [{"name": "c"}]});
+            match def {
+                "Volume" => spec["volumes"] = serde_json::json!([{"name": "v", field: {}}]),
+                "VolumeProjection" => {
+                    spec["volumes"] =
+                        serde_json::json!([{"name": "v", "projected": {"sources": [{field: {}}]}}]);
+                }
+                "Container" => {
+                    spec["volumes"] = serde_json::json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]);
+                    spec["containers"][0][field] =
+                        serde_json::json!([{"name": "v", "devicePath": "/d"}]);
+                }
+                other => panic!("no sample for {other}.{field}"),
+            }
+            let pod: Pod = serde_json::from_value(
+                serde_json::json!({"metadata": {"name": "p", "namespace": "n", "uid": field}, "spec": spec}),
+            )
+            .unwrap();
+            let e = crate::pod::actions::mount_volumes(&k, &Arc::new(pod), &[])
+                .await
+                .expect_err(field);
+            assert!(
+                e.contains("not supported") && e.contains(field),
+                "{field}: {e}"
+            );
+            tried += 1;
+        }
+        assert!(tried > 20);
+        k.stop.cancel();
     }
 }

@@ -337,7 +337,11 @@ impl Start {
         let config_error = |m: String| error("CreateContainerConfigError", m);
         // Ephemeral containers come after the pod was admitted.
         let at = format!("spec.{}{{{}}}", role.field(), c.name);
-        if let Some((_, message)) = unsupported::container(&at, c) {
+        let refusal = match role {
+            Role::Ephemeral => unsupported::ephemeral(&at, c),
+            _ => unsupported::container(&at, c),
+        };
+        if let Some((_, message)) = refusal {
             return Err(config_error(message));
         }
         let sandbox_config = self.sandbox_config(k).map_err(config_error)?;

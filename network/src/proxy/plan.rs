@@ -87,12 +87,19 @@ struct Endpoints {
     ready_here: BTreeSet<Target>,
     terminating: BTreeSet<Target>,
     terminating_here: BTreeSet<Target>,
+    /// Ready ones that are meant for this node (hints.forNodes).
+    meant: BTreeSet<Target>,
+    /// Some ready one is not meant for any node: then nobody keeps to what is meant.
+    unmeant: bool,
 }
 
 impl Endpoints {
-    /// Ready ones; when there is none, those that terminate but still serve.
+    /// Ready ones, of these those that are meant for this node if there are any (trafficDistribution PreferSameNode, as
+    /// upstream's topology.go reads it); when there is none, those that terminate but still serve.
     fn cluster(&self) -> Arc<[Target]> {
-        let from = if self.ready.is_empty() {
+        let from = if !self.unmeant && !self.meant.is_empty() {
+            &self.meant
+        } else if self.ready.is_empty() {
             &self.terminating
         } else {
             &self.ready
@@ -147,6 +154,14 @@ fn endpoints(
                 let target = (address, number);
                 if ready {
                     all.ready.insert(target);
+                    let hints = endpoint.hints.as_ref().and_then(|h| h.for_nodes.as_ref());
+                    match hints.filter(|h| !h.is_empty()) {
+                        Some(nodes) if nodes.iter().any(|n| n.name == node.name) => {
+                            all.meant.insert(target);
+                        }
+                        Some(_) => {}
+                        None => all.unmeant = true,
+                    }
                     if here {
                         all.ready_here.insert(target);
                     }
@@ -389,6 +404,38 @@ mod tests {
     }
 
     #[test]
+    fn every_field_of_a_services_spec_has_its_effect_or_a_reason_for_none() {
+        let mut table = std::collections::BTreeMap::new();
+        for line in include_str!("fields.txt").lines() {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let (head, fields) = line.split_once(": ").expect(line);
+            let mut words = head.split(' ');
+            let (def, how) = (words.next().expect(line), words.next().expect(line));
+            assert!(["handled", "refused", "nothing"].contains(&how), "{line}");
+            for field in fields.split(' ') {
+                assert!(table.insert((def, field), how).is_none(), "{def}.{field} stands twice");
+            }
+        }
+        let mut todo = vec![skiff_api::schema::lookup("io.k8s.api.core.v1.ServiceSpec")];
+        let mut missing = Vec::new();
+        let mut seen = 0;
+        while let Some(def) = todo.pop() {
+            for field in def.fields {
+                match table.get(&(def.short(), field.name)) {
+                    None => missing.push(format!("{}.{}", def.short(), field.name)),
+                    Some(_) => seen += 1,
+                }
+                let ty = field.ty.element().unwrap_or(&field.ty);
+                todo.extend(ty.def());
+            }
+        }
+        assert!(missing.is_empty(), "fields of which nobody has decided: {missing:?}");
+        assert_eq!(seen, table.len(), "lines that the schema does not know");
+    }
+
+    #[test]
     fn a_cluster_ip_leads_to_its_ready_endpoints_sorted() {
         check(
             json!({"clusterIP": "10.43.0.5", "ports": web()}),
@@ -398,6 +445,30 @@ mod tests {
                 {"addresses": ["10.42.0.4"], "conditions": {"ready": false}},
                 {"addresses": ["not an address"]},
             ]),
+            &["Cluster 10.43.0.5:80/Tcp -> 10.42.0.3:8080,10.42.0.9:8080"],
+        );
+    }
+
+    #[test]
+    fn endpoints_that_are_meant_for_this_node_are_preferred_if_all_are_meant_for_one() {
+        let e = |address: &str, node: &str| {
+            json!({"addresses": [address], "hints": {"forNodes": [{"name": node}]}})
+        };
+        let me = node().name;
+        let spec = || json!({"clusterIP": "10.43.0.5", "ports": web()});
+        check(
+            spec(),
+            json!([e("10.42.0.3", &me), e("10.42.0.9", "another")]),
+            &["Cluster 10.43.0.5:80/Tcp -> 10.42.0.3:8080"],
+        );
+        check(
+            spec(),
+            json!([e("10.42.0.9", "another")]),
+            &["Cluster 10.43.0.5:80/Tcp -> 10.42.0.9:8080"],
+        );
+        check(
+            spec(),
+            json!([e("10.42.0.3", &me), {"addresses": ["10.42.0.9"]}]),
             &["Cluster 10.43.0.5:80/Tcp -> 10.42.0.3:8080,10.42.0.9:8080"],
         );
     }

@@ -123,6 +123,7 @@ pub fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: &Path<'_>, errs: &
             "readinessProbe",
             "resizePolicy",
             "restartPolicy",
+            "restartPolicyRules",
             "startupProbe",
         ] {
             if !is_empty(at(c, key)) {

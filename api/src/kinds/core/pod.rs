@@ -525,6 +525,30 @@ mod tests {
     }
 
     #[test]
+    fn label_keys_of_affinity_terms_narrow_their_selectors() {
+        let term = |selector: Value| {
+            let mut t = json!({"topologyKey": "zone", "matchLabelKeys": ["rev", "none"], "mismatchLabelKeys": ["team"]});
+            if !selector.is_null() {
+                t["labelSelector"] = selector;
+            }
+            t
+        };
+        let mut pod = json!({"metadata": {"labels": {"rev": "7", "team": "a"}}, "spec": {"affinity": {
+            "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term(json!({"matchLabels": {"app": "x"}})), term(Value::Null)]},
+            "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": term(json!({}))}]}}}});
+        label_keys(&mut pod);
+        let want = json!([{"key": "rev", "operator": "In", "values": ["7"]}, {"key": "team", "operator": "NotIn", "values": ["a"]}]);
+        let a = "/spec/affinity/podAffinity/requiredDuringSchedulingIgnoredDuringExecution";
+        assert_eq!(
+            pod.pointer(&format!("{a}/0/labelSelector/matchExpressions")),
+            Some(&want)
+        );
+        assert_eq!(pod.pointer(&format!("{a}/1/labelSelector")), None);
+        let b = "/spec/affinity/podAntiAffinity/preferredDuringSchedulingIgnoredDuringExecution/0/podAffinityTerm/labelSelector/matchExpressions";
+        assert_eq!(pod.pointer(b), Some(&want));
+    }
+
+    #[test]
     fn a_running_pod_prints_as_kubectl_shows_it() {
         assert_eq!(
             cells(json!({
