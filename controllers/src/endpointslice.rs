@@ -426,7 +426,8 @@ pub fn start(shell: &Shell) {
     let everywhere = services.clone();
     shell.watch(&nodes, &controller.queue, move |node, old| {
         // A node's zone is part of its endpoints.
-        let moved = zone_of(node).is_some() && old.is_none() || old.is_some_and(|o| zone_of(o) != zone_of(node));
+        let moved = zone_of(node).is_some() && old.is_none()
+            || old.is_some_and(|o| zone_of(o) != zone_of(node));
         let all = if moved { everywhere.list() } else { Vec::new() };
         all.iter().map(|s| ObjectKey::of(&**s)).collect()
     });
@@ -524,10 +525,19 @@ mod tests {
             assert_eq!(of(wish, &some)["hints"], json!({"forZones": zone}));
             assert_eq!(of(wish, &none)["hints"], Value::Null, "no zone is known");
         }
-        assert_eq!(of("PreferSameNode", &some)["hints"], json!({"forNodes": node, "forZones": zone}));
-        assert_eq!(of("PreferSameNode", &none)["hints"], json!({"forNodes": node}));
+        assert_eq!(
+            of("PreferSameNode", &some)["hints"],
+            json!({"forNodes": node, "forZones": zone})
+        );
+        assert_eq!(
+            of("PreferSameNode", &none)["hints"],
+            json!({"forNodes": node})
+        );
         assert_eq!(of("PreferSameNode", &some)["zone"], "z");
-        assert_eq!(endpoint(&service(), &pod(1, true), "10.42.0.1", &some)["hints"], Value::Null);
+        assert_eq!(
+            endpoint(&service(), &pod(1, true), "10.42.0.1", &some)["hints"],
+            Value::Null
+        );
     }
 
     /// Carries creations, patches and deletions out.

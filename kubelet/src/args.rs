@@ -46,8 +46,11 @@ impl Config {
             "image-gc-high-threshold" => self.image_gc_high_percent = percent()?,
             "image-gc-low-threshold" => self.image_gc_low_percent = percent()?,
             "container-log-max-files" => {
-                self.container_log_max_files =
-                    value.parse().ok().filter(|n| *n > 1).ok_or_else(|| bad("two or more"))?;
+                self.container_log_max_files = value
+                    .parse()
+                    .ok()
+                    .filter(|n| *n > 1)
+                    .ok_or_else(|| bad("two or more"))?;
             }
             "container-log-max-size" => {
                 let bytes = quantity::value(&Quantity(value.into()));
@@ -98,7 +101,8 @@ fn thresholds(text: &str) -> Result<Vec<Threshold>, String> {
                     .filter(|n| *n >= 0)
                     .map(Least::Amount),
             };
-            let least = least.ok_or_else(|| format!("{one}: neither a quantity nor a percentage"))?;
+            let least =
+                least.ok_or_else(|| format!("{one}: neither a quantity nor a percentage"))?;
             Ok(Threshold { signal, least })
         })
         .collect()
@@ -122,7 +126,10 @@ mod tests {
             c.set(arg).unwrap();
         }
         assert_eq!(c.pod_pids_limit, 64);
-        assert_eq!(c.allowed_unsafe_sysctls, ["kernel.msg*", "net.core.somaxconn"]);
+        assert_eq!(
+            c.allowed_unsafe_sysctls,
+            ["kernel.msg*", "net.core.somaxconn"]
+        );
         assert!(!c.enforce_node_allocatable);
         let reserved = c.reserved();
         assert_eq!(quantity::value_of(Some(&reserved), "memory"), 128 << 20);

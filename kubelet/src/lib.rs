@@ -133,52 +133,39 @@ pub async fn run(
     let listener = Arc::new(parking_lot::Mutex::new(Some(listener)));
     parts::keep(&kubelet, "kubelet/server", move |k| {
         let first = listener.lock().take();
-        async move {
+        Box::pin(async move {
             let listener = match first {
                 Some(l) => l,
                 None => server::bind(&k.config).await?,
             };
-            server::run(k, listener).await;
+            Box::pin(server::run(k, listener)).await;
             Ok(())
-        }
+        })
     });
     parts::keep(&kubelet, "kubelet/status", move |k| {
-        let run = node::status::run(k, poked.clone(), pressure.clone());
-        async move {
-            run.await;
-            Ok(())
-        }
+        parts::boxed(node::status::run(k, poked.clone(), pressure.clone()))
     });
     parts::keep(&kubelet, "kubelet/events", move |k| {
         let poke = poke.clone();
-        let run = pod::pleg::run(k, move || poke.send_modify(|n| *n += 1));
-        async move {
-            run.await;
-            Ok(())
-        }
+        parts::boxed(pod::pleg::run(k, move || poke.send_modify(|n| *n += 1)))
     });
     parts::keep(&kubelet, "kubelet/eviction", move |k| {
-        let run = eviction::run(k, press.clone());
-        async move {
-            run.await;
-            Ok(())
-        }
+        parts::boxed(eviction::run(k, press.clone()))
     });
     parts::keep(&kubelet, "kubelet/pods", |k| {
         let pods = k.pods.subscribe();
-        async move {
-            pod::manager::run(k, pods).await;
-            Ok(())
-        }
+        parts::boxed(pod::manager::run(k, pods))
     });
-    for (group, run) in [
-        ("kubelet/lease", parts::boxed(node::lease::run)),
-        ("kubelet/logs", parts::boxed(logs::rotate::run)),
-        ("kubelet/images", parts::boxed(gc::run)),
-        ("kubelet/cgroups", parts::boxed(cgroups::run)),
-    ] {
-        parts::keep(&kubelet, group, run);
-    }
+    parts::keep(&kubelet, "kubelet/lease", |k| {
+        parts::boxed(node::lease::run(k))
+    });
+    parts::keep(&kubelet, "kubelet/logs", |k| {
+        parts::boxed(logs::rotate::run(k))
+    });
+    parts::keep(&kubelet, "kubelet/images", |k| parts::boxed(gc::run(k)));
+    parts::keep(&kubelet, "kubelet/cgroups", |k| {
+        parts::boxed(cgroups::run(k))
+    });
     stop.cancelled().await;
     Ok(())
 }

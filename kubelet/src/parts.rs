@@ -9,14 +9,13 @@ use std::sync::Arc;
 /// What all groups of the kubelet's lasting parts begin with.
 const PREFIX: &str = "kubelet/";
 
-/// Runs a part until the kubelet stops; again after a panic, an error, or an end that nobody asked for.
-pub(crate) fn keep<Fut>(
+/// Runs a part until the kubelet stops; again after a panic, an error, or an end that nobody asked for. Parts are boxed:
+/// some are too large for a stack.
+pub(crate) fn keep(
     k: &Arc<Kubelet>,
     group: &'static str,
-    mut run: impl FnMut(Arc<Kubelet>) -> Fut + Send + 'static,
-) where
-    Fut: Future<Output = Result<(), String>> + Send + 'static,
-{
+    mut run: impl FnMut(Arc<Kubelet>) -> BoxFuture<'static, Result<(), String>> + Send + 'static,
+) {
     let (kubelet, stop) = (k.clone(), k.stop.clone());
     k.supervisor().spawn_transient(group, "", move || {
         let (run, stop) = (run(kubelet.clone()), stop.clone());
@@ -31,19 +30,14 @@ pub(crate) fn keep<Fut>(
     });
 }
 
-/// A part that needs nothing but the kubelet.
-pub(crate) fn boxed<Fut>(
-    run: fn(Arc<Kubelet>) -> Fut,
-) -> Box<dyn FnMut(Arc<Kubelet>) -> BoxFuture<'static, Result<(), String>> + Send>
-where
-    Fut: Future<Output = ()> + Send + 'static,
-{
-    Box::new(move |k| {
-        let run = run(k);
-        Box::pin(async move {
-            run.await;
-            Ok(())
-        })
+/// Something that runs until the stop, as a part.
+pub(crate) fn boxed(
+    run: impl Future<Output = ()> + Send + 'static,
+) -> BoxFuture<'static, Result<(), String>> {
+    let run = Box::pin(run);
+    Box::pin(async move {
+        run.await;
+        Ok(())
     })
 }
 

@@ -289,8 +289,9 @@ impl Supervisor {
             let mut backoff = Backoff::default();
             loop {
                 let begun = Instant::now();
-                // `make` is called inside, so that its panic is caught too.
-                let run = AssertUnwindSafe(async { make().await }).catch_unwind();
+                // `make` is called inside, so that its panic is caught too. On the heap: a large run would be moved
+                // through every frame of the spawning thread's stack.
+                let run = AssertUnwindSafe(Box::pin(async { make().await })).catch_unwind();
                 let outcome = this.watched(id, run).await;
                 let fault = match outcome {
                     Ok(Outcome::Done) => break,

@@ -28,7 +28,8 @@ fn until(ns: &Scratch, name: &str, what: &str, good: impl Fn(&Value) -> bool) ->
 pub fn refused(c: &Cluster) -> Result<()> {
     let ns = c.scratch("refused")?;
     let run = "containers: [{name: c, image: IMAGE, command: [sleep, '1000']}]";
-    let sysctl = |name: &str| format!("{run}\nsecurityContext: {{sysctls: [{{name: {name}, value: '1'}}]}}");
+    let sysctl =
+        |name: &str| format!("{run}\nsecurityContext: {{sysctls: [{{name: {name}, value: '1'}}]}}");
     for (name, spec, reason) in [
         ("unsafe", sysctl("kernel.msgmax"), "SysctlForbidden"),
         ("node-level", sysctl("vm.swappiness"), "SysctlForbidden"),
@@ -67,7 +68,10 @@ pub fn refused(c: &Cluster) -> Result<()> {
     }
     // Without a user namespace the API itself says no.
     let unmasked = "containers: [{name: c, image: IMAGE, securityContext: {procMount: Unmasked}}]";
-    let e = ns.apply(&pod("x", unmasked)).err().context("procMount Unmasked was let in")?;
+    let e = ns
+        .apply(&pod("x", unmasked))
+        .err()
+        .context("procMount Unmasked was let in")?;
     ensure!(format!("{e:#}").contains("hostUsers"), "{e:#}");
     // And what is safe has its effect.
     ns.apply(&pod("safe", &sysctl("net.ipv4.tcp_syncookies")))?;
@@ -77,9 +81,17 @@ pub fn refused(c: &Cluster) -> Result<()> {
 /// The directory of a pod's cgroup in the hierarchy of a controller.
 fn cgroup(controller: &str, class: &str, uid: &str) -> Result<PathBuf> {
     let v1 = PathBuf::from("/sys/fs/cgroup").join(controller);
-    let root = if v1.is_dir() { v1 } else { "/sys/fs/cgroup".into() };
+    let root = if v1.is_dir() {
+        v1
+    } else {
+        "/sys/fs/cgroup".into()
+    };
     for e in std::fs::read_dir(&root)?.flatten() {
-        let dir = e.path().join("kubepods").join(class).join(format!("pod{uid}"));
+        let dir = e
+            .path()
+            .join("kubepods")
+            .join(class)
+            .join(format!("pod{uid}"));
         if dir.is_dir() {
             return Ok(dir);
         }
@@ -106,15 +118,23 @@ containers: [{name: c, image: IMAGE, command: [sleep, '1000']}]",
     let uid = p["metadata"]["uid"].as_str().context("a uid")?;
     let memory = cgroup("memory", "burstable", uid)?;
     let limit = ["memory.limit_in_bytes", "memory.max"];
-    ensure!(read(&memory, limit)? == (64 << 20).to_string(), "the pod's own limit");
+    ensure!(
+        read(&memory, limit)? == (64 << 20).to_string(),
+        "the pod's own limit"
+    );
     let class = memory.parent().context("a class")?;
     let all = class.parent().context("kubepods")?;
     let node = c.json(&["get", "nodes"])?;
-    let capacity = node["items"][0]["status"]["capacity"]["memory"].as_str().context("memory")?;
+    let capacity = node["items"][0]["status"]["capacity"]["memory"]
+        .as_str()
+        .context("memory")?;
     let kib: u64 = capacity.trim_end_matches("Ki").parse()?;
     let held = read(all, limit)?.parse::<u64>()?;
     // The kernel counts pages.
-    ensure!(held.abs_diff(kib << 10) < 4096, "kubepods is held to {held} of {capacity}");
+    ensure!(
+        held.abs_diff(kib << 10) < 4096,
+        "kubepods is held to {held} of {capacity}"
+    );
     let pids = cgroup("pids", "burstable", uid)?;
     let all = pids.ancestors().nth(2).context("kubepods")?;
     ensure!(read(all, ["pids.max", "pids.max"])?.parse::<u64>()? > 0);
@@ -122,9 +142,19 @@ containers: [{name: c, image: IMAGE, command: [sleep, '1000']}]",
     let shares = ["cpu.shares", "cpu.weight"];
     let class = cpu.parent().context("a class")?;
     let with = read(class, shares)?.parse::<u64>()?;
-    ensure!(with >= if class.join("cpu.shares").exists() { 102 } else { 17 }, "burstable weighs {with}");
+    ensure!(
+        with >= if class.join("cpu.shares").exists() {
+            102
+        } else {
+            17
+        },
+        "burstable weighs {with}"
+    );
     let best = class.parent().context("kubepods")?.join("besteffort");
-    ensure!(read(&best, shares)?.parse::<u64>()? <= 2, "best effort weighs next to nothing");
+    ensure!(
+        read(&best, shares)?.parse::<u64>()? <= 2,
+        "best effort weighs next to nothing"
+    );
     ns.kubectl(&["delete", "pod", "p", "--grace-period=1"])?;
     eventually(Duration::from_secs(20), || {
         ensure!(!cpu.exists(), "{} is left", cpu.display());
@@ -149,7 +179,9 @@ containers:
     };
     ns.apply(&pod("fills", &spec(8)))?;
     ns.apply(&pod("keeps", &spec(1)))?;
-    let p = until(&ns, "fills", "evicted", |p| p["status"]["phase"] == "Failed")?;
+    let p = until(&ns, "fills", "evicted", |p| {
+        p["status"]["phase"] == "Failed"
+    })?;
     ensure!(p["status"]["reason"] == "Evicted", "{}", p["status"]);
     ensure!(
         p["status"]["message"] == "Usage of EmptyDir volume \"v\" exceeds the limit \"2Mi\". ",
@@ -189,12 +221,21 @@ containers:
     ns.apply(&pod("p", spec))?;
     ns.wait_pod("p")?;
     let status = ns.json(&["get", "pod", "p"])?;
-    ensure!(status["status"]["containerStatuses"][0]["stopSignal"] == "SIGUSR1", "{status}");
+    ensure!(
+        status["status"]["containerStatuses"][0]["stopSignal"] == "SIGUSR1",
+        "{status}"
+    );
     let begun = Instant::now();
     ns.kubectl(&["delete", "pod", "p"])?;
-    ensure!(begun.elapsed() < Duration::from_secs(30), "it was killed after its grace");
+    ensure!(
+        begun.elapsed() < Duration::from_secs(30),
+        "it was killed after its grace"
+    );
     let without = spec.replace("os: {name: linux}\n", "");
-    let e = ns.apply(&pod("q", &without)).err().context("a stopSignal without os.name was let in")?;
+    let e = ns
+        .apply(&pod("q", &without))
+        .err()
+        .context("a stopSignal without os.name was let in")?;
     ensure!(format!("{e:#}").contains("spec.os.name"), "{e:#}");
     Ok(())
 }

@@ -77,11 +77,10 @@ async fn a_part_that_panics_is_started_again_and_meanwhile_the_node_gives_no_sig
     let counted = runs.clone();
     keep(&k, "kubelet/events", move |k| {
         let run = counted.fetch_add(1, Ordering::SeqCst);
-        async move {
+        boxed(async move {
             assert!(run > 0, "the runtime sent a poisoned event");
             k.stop.cancelled().await;
-            Ok(())
-        }
+        })
     });
     until(|| runs.load(Ordering::SeqCst) == 2).await;
     let why = lease::may_renew(&k).unwrap_err();
@@ -102,14 +101,13 @@ async fn a_part_that_panics_is_started_again_and_meanwhile_the_node_gives_no_sig
 async fn a_part_that_ends_unasked_counts_as_failed_and_one_that_was_stopped_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let k = kubelet(dir.path());
-    keep(&k, "kubelet/images", |_| async { Ok(()) });
+    keep(&k, "kubelet/images", |_| boxed(async {}));
     until(|| restarts(&k, "kubelet/images") > 0).await;
     assert!(lease::may_renew(&k).is_err());
     let dir = tempfile::tempdir().unwrap();
     let k = kubelet(dir.path());
-    keep(&k, "kubelet/images", |k| async move {
-        k.stop.cancelled().await;
-        Ok(())
+    keep(&k, "kubelet/images", |k| {
+        boxed(async move { k.stop.cancelled().await })
     });
     assert_eq!(lease::may_renew(&k), Ok(()));
     k.stop.cancel();

@@ -415,7 +415,10 @@ mod tests {
             let (def, how) = (words.next().expect(line), words.next().expect(line));
             assert!(["handled", "refused", "nothing"].contains(&how), "{line}");
             for field in fields.split(' ') {
-                assert!(table.insert((def, field), how).is_none(), "{def}.{field} stands twice");
+                assert!(
+                    table.insert((def, field), how).is_none(),
+                    "{def}.{field} stands twice"
+                );
             }
         }
         let mut todo = vec![skiff_api::schema::lookup("io.k8s.api.core.v1.ServiceSpec")];
@@ -431,7 +434,10 @@ mod tests {
                 todo.extend(ty.def());
             }
         }
-        assert!(missing.is_empty(), "fields of which nobody has decided: {missing:?}");
+        assert!(
+            missing.is_empty(),
+            "fields of which nobody has decided: {missing:?}"
+        );
         assert_eq!(seen, table.len(), "lines that the schema does not know");
     }
 
@@ -451,9 +457,7 @@ mod tests {
 
     #[test]
     fn endpoints_that_are_meant_for_this_node_are_preferred_if_all_are_meant_for_one() {
-        let e = |address: &str, node: &str| {
-            json!({"addresses": [address], "hints": {"forNodes": [{"name": node}]}})
-        };
+        let e = |address: &str, node: &str| json!({"addresses": [address], "hints": {"forNodes": [{"name": node}]}});
         let me = node().name;
         let spec = || json!({"clusterIP": "10.43.0.5", "ports": web()});
         check(
