@@ -103,8 +103,8 @@ fn shares_of(
     for (name, by) in [
         ("cpu", 0),
         ("memory", MEMORY_RESERVE + huge),
-        // A tenth of the disk stays free (nodefs.available<10%).
-        ("ephemeral-storage", disk - disk / 10 * 9),
+        // A twentieth of the disk stays free (nodefs.available<5%).
+        ("ephemeral-storage", disk / 20),
     ] {
         allocatable.insert(name.into(), quantity_of(name, less(name, by)));
     }
@@ -243,7 +243,7 @@ mod tests {
         );
         assert_eq!(
             quantity::value_of(Some(&allocatable), "ephemeral-storage"),
-            800 << 10
+            850 << 10
         );
         // More than there is leaves nothing, not less.
         let (enforced, _) = shares_of(&capacity, &list(&[("memory", "1Ti")]), 0, 1);
