@@ -73,17 +73,21 @@ pub async fn run(informers: Informers, config: Config, stop: CancellationToken) 
     };
     loop {
         while let Ok(e) = node_events.try_recv() {
-            shell.node_event(e);
+            shell.guarded(|s| s.node_event(e));
         }
         while let Ok(e) = pod_events.try_recv() {
-            shell.pod_event(e);
+            shell.guarded(|s| s.pod_event(e));
         }
         while let Ok(b) = bound_rx.try_recv() {
             shell.bound(b);
         }
         let now = Instant::now();
         if let Some(pod) = shell.queue.pop(now) {
-            shell.schedule_one(&pod, now);
+            if !shell.guarded(|s| s.schedule_one(&pod, now)) {
+                // Later, and behind the others.
+                shell.snapshot.remove_pod(&pod.uid);
+                shell.queue.retry(&pod.key, now);
+            }
             tokio::task::yield_now().await;
             continue;
         }
@@ -96,8 +100,8 @@ pub async fn run(informers: Informers, config: Config, stop: CancellationToken) 
         };
         tokio::select! {
             () = stop.cancelled() => return,
-            e = node_events.recv() => match e { Some(e) => shell.node_event(e), None => return },
-            e = pod_events.recv() => match e { Some(e) => shell.pod_event(e), None => return },
+            e = node_events.recv() => match e { Some(e) => { shell.guarded(|s| s.node_event(e)); } None => return },
+            e = pod_events.recv() => match e { Some(e) => { shell.guarded(|s| s.pod_event(e)); } None => return },
             b = bound_rx.recv() => if let Some(b) = b { shell.bound(b) },
             () = sleep => {}
         }
@@ -130,6 +134,20 @@ fn node_of(pod: &Pod) -> Option<&str> {
 }
 
 impl Shell {
+    /// Does one thing about one object. One that makes it panic is told and passed over, so that it holds up nobody else.
+    fn guarded(&mut self, work: impl FnOnce(&mut Self)) -> bool {
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(self))) {
+            Ok(()) => true,
+            Err(panic) => {
+                let why = skiff_supervise::panic_text(panic.as_ref());
+                self.informers
+                    .supervisor()
+                    .note("scheduler", "decision", why);
+                false
+            }
+        }
+    }
+
     fn node_event(&mut self, event: Event<Node>) {
         match event {
             Event::Applied { new, old } => {
