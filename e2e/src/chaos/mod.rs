@@ -1,6 +1,7 @@
 //! Tests that kill, refuse and break: each makes clusters of its own.
 
 mod disk;
+mod kill;
 
 use crate::framework::{Cluster, eventually, leftovers, output, skiff};
 use crate::functional::IMAGE;
@@ -40,6 +41,11 @@ pub const TESTS: &[(&str, Test)] = &[
         "watches_resume_where_they_were_after_a_restart",
         disk::watches_resume,
     ),
+    (
+        "kill_9_of_any_process_at_any_moment_loses_nothing",
+        kill::every_process_at_any_moment,
+    ),
+    ("a_reset_that_is_killed_can_be_run_again", kill::a_reset),
     (
         "what_hinders_a_start_is_one_line_with_the_mend",
         refused_starts,
