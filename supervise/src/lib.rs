@@ -100,7 +100,8 @@ impl Supervisor {
         E: Display,
     {
         self.restarting(group, String::new(), move || {
-            let run = make();
+            // Boxed: such futures are large, and each layer around them would hold them anew on the stack.
+            let run = Box::pin(make());
             async move {
                 match run.await {
                     Ok(()) => Outcome::Fault("it ended although nobody asked it to".into()),
@@ -123,7 +124,8 @@ impl Supervisor {
         E: Display,
     {
         self.restarting(group, key.into(), move || {
-            let run = make();
+            // Boxed: such futures are large, and each layer around them would hold them anew on the stack.
+            let run = Box::pin(make());
             async move {
                 match run.await {
                     Ok(()) => Outcome::Done,
@@ -142,6 +144,7 @@ impl Supervisor {
     {
         let id = self.enter(group, String::new());
         let this = self.clone();
+        let run = Box::pin(run);
         self.0.tasks.spawn(async move {
             let ended = AssertUnwindSafe(run).catch_unwind().await;
             this.essential_ended(id, group, ended.map(|r| r.map_err(|e| e.to_string())));
