@@ -25,9 +25,6 @@ const MAX_STRICT_TEXT: usize = 1024;
 /// lists, watch events and managedFields add a few levels.
 pub const MAX_DEPTH: usize = 100;
 
-/// The same for YAML, whose reader takes far more of the stack for each level.
-const MAX_YAML_DEPTH: usize = 64;
-
 /// How many items a list inside an object may have. Upstream knows no such limit but etcd's of bytes; what looks at each item
 /// beside each other item takes seconds beyond it.
 pub const MAX_ITEMS: usize = 10_000;
@@ -190,29 +187,36 @@ fn read(
     strictness: Strictness,
     part: bool,
 ) -> Result<(Value, Vec<String>), Status> {
-    let encoding = Encoding::of(content_type)?;
-    if encoding == Encoding::Yaml
-        && let Some((v, ctx)) = yaml_as_json(bytes, expect, part)
-    {
-        return finish(v, ctx, expect, strictness, bytes);
-    }
-    let ctx = Context::new(expect.schema.is_none());
-    ctx.borrow_mut().part = part;
-    let root = Seed::root(expect, &ctx);
-    let parsed: Result<Option<Value>, String> = match encoding {
+    let context = || Context {
+        part,
+        ..Context::new(expect.schema.is_none())
+    };
+    let parsed = match Encoding::of(content_type)? {
         Encoding::Json => {
-            let mut de = serde_json::Deserializer::from_slice(bytes);
-            root.deserialize(&mut de)
-                .and_then(|v| de.end().map(|()| v))
-                .map_err(|e| format!("json parse error: {e}"))
+            json(bytes, expect, context()).map_err(|e| format!("json parse error: {e}"))
         }
-        Encoding::Yaml => match std::str::from_utf8(bytes) {
-            Ok(text) => yaml(text, root).map_err(|e| format!("yaml parse error: {e}")),
-            Err(e) => Err(format!("yaml parse error: {e}")),
-        },
+        Encoding::Yaml => {
+            // Mostly it is JSON (server-side apply), which is YAML too and read much faster. JSON that is refused is told of
+            // as the YAML reader does.
+            let whole_floats = true;
+            let quick = bytes.trim_ascii_start().starts_with(b"{").then(|| {
+                let ctx = Context {
+                    whole_floats,
+                    ..context()
+                };
+                json(bytes, expect, ctx).ok()
+            });
+            match quick.flatten() {
+                Some(read) => Ok(read),
+                None => std::str::from_utf8(bytes)
+                    .map_err(|e| e.to_string())
+                    .and_then(|text| yaml(text, SeedType::root(expect), context()))
+                    .map_err(|e| format!("yaml parse error: {e}")),
+            }
+        }
     };
     match parsed {
-        Ok(v) => finish(v, ctx, expect, strictness, bytes),
+        Ok((v, ctx)) => finish(v, ctx, expect, strictness, bytes),
         Err(e) => Err(unrecognized(
             expect,
             &format!("couldn't get version/kind; {e}"),
@@ -221,23 +225,20 @@ fn read(
     }
 }
 
-/// A YAML body as JSON, which it mostly is (server-side apply) and which is read much faster; none when it is none, or is
-/// refused, as the YAML reader then says.
-fn yaml_as_json(
+fn json(
     bytes: &[u8],
     expect: &Expect<'_>,
-    part: bool,
-) -> Option<(Option<Value>, RefCell<Context>)> {
-    if bytes.trim_ascii_start().first() != Some(&b'{') {
-        return None;
-    }
-    let ctx = Context::new(expect.schema.is_none());
-    ctx.borrow_mut().whole_floats = true;
-    ctx.borrow_mut().part = part;
+    ctx: Context,
+) -> Result<(Option<Value>, Context), serde_json::Error> {
+    let ctx = RefCell::new(ctx);
     let mut de = serde_json::Deserializer::from_slice(bytes);
-    let v = Seed::root(expect, &ctx).deserialize(&mut de).ok()?;
-    de.end().ok()?;
-    Some((v, ctx))
+    let seed = Seed {
+        ty: SeedType::root(expect),
+        ctx: &ctx,
+    };
+    let v = seed.deserialize(&mut de)?;
+    de.end()?;
+    Ok((v, ctx.into_inner()))
 }
 
 /// The same for an object that is there already (after a patch): types are checked, unknown fields dropped.
@@ -246,24 +247,36 @@ pub fn convert(
     expect: &Expect<'_>,
     strictness: Strictness,
 ) -> Result<(Value, Vec<String>), Status> {
-    let ctx = Context::new(false);
-    let parsed = Seed::root(expect, &ctx).deserialize(object);
-    match parsed {
-        Ok(v) => finish(v, ctx, expect, strictness, b"{}"),
+    let ctx = RefCell::new(Context::new(false));
+    let seed = Seed {
+        ty: SeedType::root(expect),
+        ctx: &ctx,
+    };
+    match seed.deserialize(object) {
+        Ok(v) => finish(v, ctx.into_inner(), expect, strictness, b"{}"),
         Err(e) => Err(Status::bad_request(e.to_string())),
     }
+}
+
+/// Parses JSON without a schema (patches), within the bounds of depth and items; the last of duplicates counts.
+pub fn json_to_value(bytes: &[u8]) -> Result<Value, String> {
+    let ctx = RefCell::new(Context::new(false));
+    let seed = Seed {
+        ty: SeedType::Typed(&Type::Any),
+        ctx: &ctx,
+    };
+    let mut de = serde_json::Deserializer::from_slice(bytes);
+    let v = seed.deserialize(&mut de).map_err(|e| e.to_string())?;
+    de.end().map_err(|e| e.to_string())?;
+    Ok(v.unwrap_or(Value::Null))
 }
 
 /// Parses YAML or JSON without a schema (patches, configuration files): mapping keys become strings, duplicates are an
 /// error.
 pub fn yaml_to_value(text: &str) -> Result<Value, String> {
-    let ctx = Context::new(true);
-    let seed = Seed {
-        ty: SeedType::Typed(&Type::Any),
-        ctx: &ctx,
-    };
-    let v = yaml(text, seed)?;
-    match ctx.into_inner().strict.first() {
+    let ty = SeedType::Typed(&Type::Any);
+    let (v, ctx) = yaml(text, ty, Context::new(true))?;
+    match ctx.strict.first() {
         Some(e) => Err(e.clone()),
         None => Ok(v.unwrap_or(Value::Null)),
     }
@@ -271,9 +284,12 @@ pub fn yaml_to_value(text: &str) -> Result<Value, String> {
 
 /// Parses a file of YAML documents (JSON too) without a schema; empty documents are left out.
 pub fn yaml_documents(text: &str) -> Result<Vec<Value>, String> {
-    let documents: Vec<Document> = serde_saphyr::from_multiple_with_options(text, yaml_options())
-        .map_err(|e| e.to_string())?;
-    Ok(documents.into_iter().map(|d| d.0).collect())
+    on_a_large_stack(|| {
+        let documents: Vec<Document> =
+            serde_saphyr::from_multiple_with_options(text, yaml_options())
+                .map_err(|e| e.to_string())?;
+        Ok(documents.into_iter().map(|d| d.0).collect())
+    })
 }
 
 /// A YAML document as free JSON; duplicate keys are an error.
@@ -281,9 +297,11 @@ struct Document(Value);
 
 impl<'de> serde::Deserialize<'de> for Document {
     fn deserialize<D: Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
-        let ctx = Context::new(true);
-        ctx.borrow_mut().whole_floats = true;
-        ctx.borrow_mut().text_left = Some(MAX_YAML_TEXT);
+        let ctx = RefCell::new(Context {
+            whole_floats: true,
+            text_left: Some(MAX_YAML_TEXT),
+            ..Context::new(true)
+        });
         let seed = Seed {
             ty: SeedType::Typed(&Type::Any),
             ctx: &ctx,
@@ -296,13 +314,33 @@ impl<'de> serde::Deserialize<'de> for Document {
     }
 }
 
-fn yaml(text: &str, seed: Seed<'_>) -> Result<Option<Value>, String> {
-    seed.ctx.borrow_mut().whole_floats = true;
-    seed.ctx.borrow_mut().text_left = Some(MAX_YAML_TEXT.max(text.len()));
-    serde_saphyr::with_deserializer_from_str_with_options(text, yaml_options(), |de| {
-        seed.deserialize(de)
+/// Reads one YAML document on a stack of its own: its reader takes some tens of KiB for each level, more than a server's
+/// threads have for as many levels as JSON may have.
+fn yaml(text: &str, ty: SeedType, ctx: Context) -> Result<(Option<Value>, Context), String> {
+    on_a_large_stack(|| {
+        let ctx = RefCell::new(Context {
+            whole_floats: true,
+            text_left: Some(MAX_YAML_TEXT.max(text.len())),
+            ..ctx
+        });
+        let seed = Seed { ty, ctx: &ctx };
+        let v = serde_saphyr::with_deserializer_from_str_with_options(text, yaml_options(), |de| {
+            seed.deserialize(de)
+        })
+        .map_err(|e| e.to_string())?;
+        Ok((v, ctx.into_inner()))
     })
-    .map_err(|e| e.to_string())
+}
+
+fn on_a_large_stack<T: Send>(read: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .stack_size(8 << 20)
+            .spawn_scoped(scope, read)
+            .map_err(|e| format!("no thread to read it: {e}"))?
+            .join()
+            .unwrap_or_else(|_| Err("it cannot be read".into()))
+    })
 }
 
 /// YAML as sigs.k8s.io/yaml reads it: 0644 is octal, yes and on are booleans; duplicates are counted by the seed.
@@ -313,7 +351,7 @@ fn yaml_options() -> serde_saphyr::Options {
     options.with_snippet = false;
     options.alias_limits.max_total_replayed_events = 100_000;
     if let Some(b) = options.budget.as_mut() {
-        b.max_depth = MAX_YAML_DEPTH;
+        b.max_depth = MAX_DEPTH + 1;
         b.max_recorded_anchor_events = 200_000;
         b.max_recorded_anchor_bytes = 8 << 20;
     }
@@ -347,12 +385,11 @@ fn summary(body: &[u8]) -> String {
 
 fn finish(
     parsed: Option<Value>,
-    ctx: RefCell<Context>,
+    ctx: Context,
     expect: &Expect<'_>,
     strictness: Strictness,
     body: &[u8],
 ) -> Result<(Value, Vec<String>), Status> {
-    let ctx = ctx.into_inner();
     let Some(Value::Object(mut object)) = parsed else {
         let what = ctx.mismatch.map_or_else(
             || "json: cannot unmarshal null into an object".to_string(),
@@ -485,8 +522,8 @@ struct Context {
 }
 
 impl Context {
-    fn new(free_duplicates: bool) -> RefCell<Self> {
-        RefCell::new(Self {
+    fn new(free_duplicates: bool) -> Self {
+        Self {
             path: Vec::new(),
             structs: Vec::new(),
             fatal: None,
@@ -496,7 +533,7 @@ impl Context {
             whole_floats: false,
             part: false,
             text_left: None,
-        })
+        }
     }
 
     /// Counts bytes of a key or scalar.
@@ -623,14 +660,13 @@ struct Seed<'a> {
     ctx: &'a RefCell<Context>,
 }
 
-impl<'a> Seed<'a> {
-    fn root(expect: &Expect<'_>, ctx: &'a RefCell<Context>) -> Self {
-        let ty = match expect.schema {
-            Some(def) => SeedType::Struct(def),
-            None => SeedType::Custom,
-        };
-        Seed { ty, ctx }
+impl SeedType {
+    fn root(expect: &Expect<'_>) -> Self {
+        expect.schema.map_or(Self::Custom, Self::Struct)
     }
+}
+
+impl Seed<'_> {
     fn of(&self, ty: &'static Type) -> Self {
         let ty = match ty {
             Type::Ref(id) => SeedType::Struct(id.get()),

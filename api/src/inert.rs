@@ -66,6 +66,12 @@ const FIELDS: &[(&str, &str, When, &str)] = &[
         "claims are not deleted when the set is scaled down yet",
     ),
     (
+        "apps/statefulsets",
+        "spec.volumeClaimTemplates",
+        Given,
+        "claims are not bound or provisioned yet: unless something else binds them, pods of this set do not start",
+    ),
+    (
         "batch/jobs",
         "spec.backoffLimitPerIndex",
         Given,
@@ -91,12 +97,6 @@ const FIELDS: &[(&str, &str, When, &str)] = &[
     ),
     (
         "core/services",
-        "spec.trafficDistribution",
-        Given,
-        "traffic is not distributed by topology yet: all endpoints are used alike",
-    ),
-    (
-        "core/services",
         "spec.type",
         Is("LoadBalancer"),
         "no load balancer is built in yet: the Service gets node ports, and no address unless a controller in the cluster gives it one",
@@ -110,11 +110,18 @@ const FIELDS: &[(&str, &str, When, &str)] = &[
 ];
 
 /// The same for the spec of a pod, wherever one is.
-const POD_FIELDS: &[(&str, When, &str)] = &[(
-    "resourceClaims",
-    Given,
-    "dynamic resources are not allocated yet: pods with claims are not scheduled",
-)];
+const POD_FIELDS: &[(&str, When, &str)] = &[
+    (
+        "resourceClaims",
+        Given,
+        "dynamic resources are not allocated yet: pods with claims do not get them",
+    ),
+    (
+        "volumes[].ephemeral",
+        Given,
+        "claims are not made for ephemeral volumes yet: pods with one do not start",
+    ),
+];
 
 /// Where stored kinds have a pod's spec.
 const POD_SPECS: &[(&str, &str)] = &[
@@ -238,12 +245,11 @@ mod tests {
     fn fields_that_nothing_acts_on_say_so_where_they_are_given() {
         let service = row("core/services");
         assert!(warnings(&service, &json!({"spec": {"type": "ClusterIP"}})).is_empty());
-        let w = warnings(
-            &service,
-            &json!({"spec": {"type": "LoadBalancer", "trafficDistribution": "PreferClose"}}),
-        );
-        assert_eq!(w.len(), 2);
-        assert!(w[0].starts_with("spec.trafficDistribution: "), "{w:?}");
+        let w = warnings(&service, &json!({"spec": {"type": "LoadBalancer"}}));
+        assert_eq!(w.len(), 1);
+        assert!(w[0].starts_with("spec.type: "), "{w:?}");
+        let pod = json!({"spec": {"volumes": [{"name": "a"}, {"name": "b", "ephemeral": {"volumeClaimTemplate": {}}}]}});
+        assert_eq!(warnings(&row("core/pods"), &pod).len(), 1);
         let job = json!({"spec": {"backoffLimitPerIndex": 0}});
         assert_eq!(warnings(&row("batch/jobs"), &job).len(), 1);
         let cron = json!({"spec": {"jobTemplate": {"spec": {"backoffLimitPerIndex": 1}}}});

@@ -308,9 +308,15 @@ async fn count(shell: &Shell, namespace: &str, kind: Kind) -> Result<(i64, Strin
 
 /// Calls for a sync whenever objects of the kind come or go.
 async fn watch(this: &Arc<Quotas>, namespace: &str, kind: Kind) {
+    // No more than is needed: what is not read cannot be unreadable.
     #[derive(serde::Deserialize, Clone, Debug)]
     struct Slim {
-        metadata: kube::core::ObjectMeta,
+        metadata: SlimMeta,
+    }
+    #[derive(serde::Deserialize, Clone, Debug)]
+    #[serde(rename_all = "camelCase")]
+    struct SlimMeta {
+        resource_version: Option<String>,
     }
     let tell = || {
         this.changed(

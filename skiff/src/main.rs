@@ -115,13 +115,16 @@ fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
 
 fn log(verbose: u8, json: bool) {
     use tracing_subscriber::EnvFilter;
+    // kube's client logs whole answers that it cannot read: they are its user's, who tells what matters of them.
     let default = match verbose {
-        0 => "info,hickory_server=warn,hickory_proto=warn,hickory_net=warn,hickory_resolver=warn",
+        0 => {
+            "info,hickory_server=warn,hickory_proto=warn,hickory_net=warn,hickory_resolver=warn,kube_client::client=error"
+        }
         1 => {
-            "info,skiff=debug,skiff_apiserver=debug,skiff_client=debug,skiff_scheduler=debug,skiff_controllers=debug,\
+            "info,kube_client::client=error,skiff=debug,skiff_apiserver=debug,skiff_client=debug,skiff_scheduler=debug,skiff_controllers=debug,\
               skiff_kubelet=debug,skiff_runtime=debug,skiff_network=debug"
         }
-        _ => "debug",
+        _ => "debug,kube_client::client=error",
     };
     let filter = EnvFilter::try_from_env("SKIFF_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt()

@@ -55,8 +55,13 @@ fn free_json_is_as_deep_as_every_reader_of_a_list_can_follow() {
             .collect();
         format!("data:\n{lines}{}b: 1\n", " ".repeat(levels))
     };
-    assert!(yaml(&block(40), &revision()).is_ok());
-    assert_eq!(yaml(&block(70), &revision()).map_err(|e| e.code), Err(400));
+    // On a stack as small as a server's threads have.
+    let small = std::thread::Builder::new().stack_size(1 << 20);
+    let body = (block(MAX_DEPTH - 2), block(MAX_DEPTH + 10));
+    let read = small.spawn(move || (yaml(&body.0, &revision()), yaml(&body.1, &revision())));
+    let (taken, refused) = read.expect("a thread").join().expect("no overflow");
+    assert!(taken.is_ok(), "{taken:?}");
+    assert_eq!(refused.map_err(|e| e.code), Err(400));
     let mut v = json!(1);
     for _ in 0..MAX_DEPTH {
         v = json!({"a": v});

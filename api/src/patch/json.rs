@@ -4,6 +4,7 @@ use crate::decode::MAX_DEPTH;
 use crate::status::Status;
 use json_patch::PatchOperation;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// Upstream's limit of operations in a patch.
 const MAX_OPERATIONS: usize = 10_000;
@@ -18,13 +19,14 @@ const MAX_WORK: usize = 20_000_000;
 /// Applies the patch of a request body to the current object. 400 when it is no JSON patch, 413 when it has too many
 /// operations or moves too much, 422 when an operation does not apply.
 pub fn apply(current: &Value, patch: &[u8]) -> Result<Value, Status> {
-    let parsed = super::parse(patch)?;
-    let count = parsed.as_array().map_or(0, Vec::len);
+    // They are counted before they are read: an empty one is three bytes long.
+    let count = serde_json::from_slice::<Vec<&RawValue>>(patch).map_or(0, |ops| ops.len());
     if count > MAX_OPERATIONS {
         return Err(too_large(format!(
             "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {count}"
         )));
     }
+    let parsed = super::parse(patch)?;
     let ops: json_patch::Patch = serde_json::from_value(parsed)
         .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
     let mut doc = current.clone();
@@ -255,6 +257,13 @@ mod tests {
             apply(&doc, Value::from(ops).to_string().as_bytes()).map_err(|e| e.code),
             Err(413)
         );
+        // A value inside of a patch is bounded as a body is.
+        let deep = format!(
+            r#"[{{"op":"add","path":"/d","value":{}{}}}]"#,
+            "[".repeat(110),
+            "]".repeat(110)
+        );
+        assert_eq!(apply(&doc, deep.as_bytes()).map_err(|e| e.code), Err(400));
         let moves = vec![json!({"op": "move", "from": "/l", "path": "/l"}); 10_000];
         assert_eq!(
             apply(&doc, Value::from(moves).to_string().as_bytes()).map_err(|e| e.code),

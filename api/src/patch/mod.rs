@@ -24,7 +24,7 @@ fn unprocessable(why: impl std::fmt::Display) -> Status {
 
 /// The patch's bytes as JSON; YAML is taken too, as kubectl's users write both.
 fn parse(patch: &[u8]) -> Result<Value, Status> {
-    let json = match serde_json::from_slice(patch) {
+    let json = match crate::decode::json_to_value(patch) {
         Ok(v) => return Ok(v),
         Err(e) => e,
     };

@@ -436,9 +436,7 @@ fn what_is_stored_without_effect_says_so() {
         let service = |spec: Value| json!({"metadata": {"name": "s"}, "spec": spec});
         let a = post(
             services,
-            service(
-                json!({"ports": [{"port": 80}], "trafficDistribution": "PreferClose", "extra": 1}),
-            ),
+            service(json!({"ports": [{"port": 80}], "type": "LoadBalancer", "extra": 1})),
         )
         .await;
         assert_eq!(a.code, 201, "{}", a.text);

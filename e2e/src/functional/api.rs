@@ -1,8 +1,9 @@
 //! The API as clients see it.
 
+use super::IMAGE;
 use crate::framework::{Cluster, eventually, output};
 use anyhow::{Context, Result, bail, ensure};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -238,4 +239,66 @@ pub fn too_large(c: &Cluster) -> Result<()> {
         &text[text.len().saturating_sub(300)..]
     );
     Ok(())
+}
+
+/// kubectl with an input: whether it went well, and what it said on standard error.
+fn said(c: &Cluster, args: &[&str], input: &str) -> Result<(bool, String)> {
+    let mut child = c
+        .kubectl_command()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    child
+        .stdin
+        .take()
+        .context("no stdin")?
+        .write_all(input.as_bytes())?;
+    let out = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    Ok((out.status.success(), text))
+}
+
+pub fn warnings(c: &Cluster) -> Result<()> {
+    let ns = c.scratch("warnings")?;
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}}\n";
+    for args in [
+        &["apply", "-f", "-"][..],
+        &["apply", "--server-side", "--force-conflicts", "-f", "-"],
+    ] {
+        let (ok, text) = said(c, &[&["-n", &ns.name], args].concat(), policy)?;
+        ensure!(
+            ok && text.contains("Warning: network policies are not enforced yet"),
+            "{args:?}: {text}"
+        );
+    }
+    ns.kubectl(&[
+        "label",
+        "namespace",
+        &ns.name,
+        "pod-security.kubernetes.io/enforce=baseline",
+    ])?;
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: i, securityContext: {privileged: true}}]}\n";
+    let (ok, text) = said(c, &["-n", &ns.name, "apply", "-f", "-"], pod)?;
+    ensure!(
+        !ok && text.contains("violates PodSecurity \"baseline:latest\": privileged"),
+        "{text}"
+    );
+    Ok(())
+}
+
+pub fn bad_binding(c: &Cluster) -> Result<()> {
+    let ns = c.scratch("bad-binding")?;
+    ns.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: waits}}\nspec: {{schedulerName: nobody, containers: [{{name: c, image: '{IMAGE}', command: [sleep, '1000']}}]}}\n"
+    ))?;
+    let path = format!("/api/v1/namespaces/{}/pods/waits/binding", ns.name);
+    let binding = r#"{"apiVersion":"v1","kind":"Binding","metadata":{"name":"waits","labels":{"a":1}},"target":{"kind":"Node","name":"n"}}"#;
+    let (ok, text) = said(c, &["create", "--raw", &path, "-f", "-"], binding)?;
+    ensure!(!ok && text.contains("cannot unmarshal number"), "{text}");
+    ns.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: goes}}\nspec: {{containers: [{{name: c, image: '{IMAGE}', command: [sleep, '1000']}}]}}\n"
+    ))?;
+    ns.wait_pod("goes")
 }

@@ -160,4 +160,9 @@ pub const TESTS: &[(&str, Test)] = &[
     ("tables_explain_and_diff_work", api::kubectl_verbs),
     ("anonymous_sees_health_and_version_only", api::anonymous),
     ("too_large_a_manifest_is_refused_with_413", api::too_large),
+    ("what_has_no_effect_warns_through_kubectl", api::warnings),
+    (
+        "a_binding_of_a_wrong_type_is_refused_and_scheduling_goes_on",
+        api::bad_binding,
+    ),
 ];

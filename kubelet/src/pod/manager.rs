@@ -191,7 +191,9 @@ pub fn active(k: &Kubelet, but: &str) -> Vec<Arc<Pod>> {
 
 /// Ends sandboxes and removes directories of pods that the API does not know (any more).
 fn clean_orphans(k: &Arc<Kubelet>, had: &HashSet<String>) {
-    let known: HashSet<String> = k.workers.lock().keys().cloned().collect();
+    let mut known: HashSet<String> = k.workers.lock().keys().cloned().collect();
+    // A pod that is there and cannot be read goes on running as it does.
+    known.extend(k.pods.broken().into_iter().map(|b| b.uid));
     for uid in had.iter().filter(|u| !known.contains(*u)) {
         let (k, uid) = (k.clone(), uid.clone());
         tokio::spawn(async move {
