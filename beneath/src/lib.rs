@@ -278,10 +278,11 @@ impl Root {
     pub fn rename_new(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
         let (from, to) = (from.as_ref(), to.as_ref());
         let flags = rustix::fs::RenameFlags::NOREPLACE;
-        at(
-            to,
-            rustix::fs::renameat_with(&self.fd, from, &self.fd, to, flags),
-        )
+        match rustix::fs::renameat_with(&self.fd, from, &self.fd, to, flags) {
+            // A file system that cannot be told so (NFS).
+            Err(Errno::INVAL | Errno::NOSYS) if self.stat_at(to).is_err() => self.rename(from, to),
+            r => at(to, r),
+        }
     }
 
     /// Removes a name directly here that is no directory. Fine when there is none.

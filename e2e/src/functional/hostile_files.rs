@@ -130,7 +130,7 @@ spec:
         ("disk", "mknod /e/words b 254 0"),
         (
             "endless",
-            "dd if=/dev/zero of=/e/words bs=1 count=0 seek=1T",
+            "dd if=/dev/zero of=/e/words bs=1 count=0 seek=1000000M",
         ),
         ("directory", "mkdir /e/words"),
     ] {

@@ -285,7 +285,12 @@ fn remove_orphaned_dirs(k: &Arc<Kubelet>, known: &HashSet<String>, had: &HashSet
             let _ = k.cgroups.remove_pod(&uid);
         });
     }
-    remove_logs(&k.config.pod_logs_dir, unclaimed);
+    let (this, known, had) = (k.clone(), known.clone(), had.clone());
+    tokio::task::spawn_blocking(move || {
+        remove_logs(&this.config.pod_logs_dir, |uid| {
+            !known.contains(uid) && !had.contains(uid) && !this.workers.lock().contains_key(uid)
+        });
+    });
 }
 
 fn remove_logs(dir: &std::path::Path, which: impl Fn(&str) -> bool) {

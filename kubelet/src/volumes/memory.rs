@@ -54,6 +54,8 @@ fn make(o: &Options) -> io::Result<OwnedFd> {
     };
     let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let set = |key: &str, value: String| fsconfig_set_string(fs.as_fd(), key, value);
+    // What /proc/mounts shows first.
+    set("source", kind.into())?;
     set("mode", format!("{:o}", o.mode))?;
     if let Some(group) = o.group {
         set("gid", group.to_string())?;
@@ -103,6 +105,7 @@ mod tests {
         let [line] = lines[..] else {
             panic!("{lines:?}")
         };
+        assert!(line.contains("- tmpfs tmpfs "), "{line}");
         assert!(
             line.contains("nosuid,nodev") && line.contains("size=1024k"),
             "{line}"

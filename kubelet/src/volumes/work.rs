@@ -62,10 +62,10 @@ pub struct Work {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Late {
     /// The deadline has passed; the job goes on until the kernel answers.
-    #[error("timed out: a file system does not answer")]
+    #[error("timed out waiting: a file system does not answer, or there is much to do in it")]
     Hangs,
     /// An earlier job of the kind has not come back.
-    #[error("timed out: a file system that was asked before still does not answer")]
+    #[error("timed out waiting for earlier work on a file system that still has not come back")]
     StillHangs,
     /// The job ended without a result.
     #[error("the work failed: {0}")]
