@@ -139,6 +139,7 @@ fn runner(dir: &Path, memory: Option<i64>, lenient: bool) -> Result<Arc<Runner>>
     let images = cmd::root(dir);
     skiff_runtime::images::ImageStore::open(&images)?;
     build_step::sweep(&cgroups, &cgroup_parent, &images);
+    skiff_network::egress::heal(&paths::network(dir))?;
     Ok(Arc::new(Runner {
         cgroups,
         cgroup_parent,
