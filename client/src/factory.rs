@@ -14,6 +14,8 @@ type Slots = HashMap<(TypeId, Scope), Box<dyn Any + Send + Sync>>;
 /// Hands out shared caches. Cheap to clone.
 #[derive(Clone)]
 pub struct Informers {
+    /// What feeds the caches.
+    reader: Client,
     client: Client,
     supervisor: Supervisor,
     slots: Arc<Mutex<Slots>>,
@@ -23,13 +25,23 @@ impl Informers {
     /// Caches that are fed through this client until the supervisor's stop.
     pub fn new(client: Client, supervisor: Supervisor) -> Self {
         Self {
+            reader: client.clone(),
             client,
             supervisor,
             slots: Arc::default(),
         }
     }
 
-    /// The client below.
+    /// The same caches for a component that does everything else under its own name.
+    #[must_use]
+    pub fn acting_as(&self, client: Client) -> Self {
+        Self {
+            client,
+            ..self.clone()
+        }
+    }
+
+    /// The client for whatever is not in a cache, and for writing.
     pub fn client(&self) -> &Client {
         &self.client
     }
@@ -51,7 +63,7 @@ impl Informers {
             .entry((TypeId::of::<K>(), scope.clone()))
             .or_insert_with(|| {
                 Box::new(Cache::<K>::start(
-                    self.client.clone(),
+                    self.reader.clone(),
                     scope,
                     self.supervisor.stop().clone(),
                     &self.supervisor,
@@ -61,7 +73,7 @@ impl Informers {
             Some(cache) => cache.clone(),
             // The key holds the type, so this cannot be; a fresh cache is right in any case.
             None => Cache::start(
-                self.client.clone(),
+                self.reader.clone(),
                 Scope::default(),
                 self.supervisor.stop().clone(),
                 &self.supervisor,

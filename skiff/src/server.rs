@@ -102,8 +102,8 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     )?;
     tracing::info!(port = api.address().port(), after = ?begun.elapsed(), "the API answers");
 
-    // One set of caches for everything in this process. It reads as the administrator; what each part writes, it
-    // writes under its own name.
+    // One set of caches for everything in this process, read as the administrator. Whatever else a part does, it does
+    // under its own name and with upstream's rights: the kubelet as its node, through the node authorizer.
     let client = |user: &str, groups: &[&str]| {
         kube::Client::new(api.service(UserInfo::new(user, groups)), "default")
     };
@@ -118,7 +118,10 @@ pub async fn run(args: ServerArgs) -> Result<()> {
             root_ca_pem: pki.server_ca_pem().to_string(),
             workers: 5,
         };
-        let (i, s) = (informers.clone(), stop.clone());
+        let (i, s) = (
+            informers.acting_as(client("system:kube-controller-manager", &[])),
+            stop.clone(),
+        );
         supervisor.spawn("controllers", move || {
             until_stop(skiff_controllers::run(
                 i.clone(),
@@ -128,7 +131,10 @@ pub async fn run(args: ServerArgs) -> Result<()> {
         });
     }
     if on("scheduler") {
-        let (i, s) = (informers.clone(), stop.clone());
+        let (i, s) = (
+            informers.acting_as(client("system:kube-scheduler", &[])),
+            stop.clone(),
+        );
         supervisor.spawn("scheduler", move || {
             until_stop(skiff_scheduler::run(
                 i.clone(),
@@ -184,7 +190,14 @@ pub async fn run(args: ServerArgs) -> Result<()> {
         )?;
         supervisor.spawn_essential(
             "kubelet",
-            skiff_kubelet::run(informers.clone(), settings, stop.clone()),
+            skiff_kubelet::run(
+                informers.acting_as(client(
+                    &format!("system:node:{node_name}"),
+                    &["system:nodes"],
+                )),
+                settings,
+                stop.clone(),
+            ),
         );
         let images = runtime.images().clone();
         let archives = paths::images(&dir);
@@ -452,6 +465,12 @@ fn labels(args: &ServerArgs) -> Result<std::collections::BTreeMap<String, String
             let (k, v) = l
                 .split_once('=')
                 .with_context(|| format!("--node-label {l:?} is not key=value"))?;
+            // The API refuses them to nodes, and the node would never be there.
+            if skiff_apiserver::admission::node_restriction::is_forbidden(k) {
+                bail!(
+                    "--node-label {l:?}: a node may not give itself labels of kubernetes.io and k8s.io, but for those of node.kubernetes.io, kubelet.kubernetes.io and a few others; set it with `skiff kubectl label node`"
+                );
+            }
             Ok((k.to_string(), v.to_string()))
         })
         .collect()

@@ -340,7 +340,7 @@ fn within(prefix: &str, domain: &str) -> bool {
 }
 
 /// May a node not have this label as it likes? Such labels would bring privileged pods to it.
-fn is_forbidden(label: &str) -> bool {
+pub fn is_forbidden(label: &str) -> bool {
     let prefix = label.split_once('/').map_or("", |(p, _)| p);
     let any = |domains: &[&str]| domains.iter().any(|d| within(prefix, d));
     if any(&["node-restriction.kubernetes.io"]) {

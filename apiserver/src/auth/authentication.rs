@@ -5,12 +5,11 @@ use super::authorization::{Attributes, Decision, forbidden};
 use super::credential::Credential;
 use super::tokens::Tokens;
 use super::{AUTHENTICATED, Auth, UNAUTHENTICATED, UserInfo};
+use crate::App;
 use crate::http::path::unescape;
 use crate::http::serve::Peer;
-use crate::{App, admission};
 use http::request::Parts;
 use http::{HeaderMap, header};
-use serde_json::Value;
 use skiff_api::bearer;
 use skiff_api::status::Status;
 use std::borrow::Cow;
@@ -111,9 +110,7 @@ pub(super) fn review(
     audiences: &[String],
 ) -> Result<(Credential, Vec<String>), String> {
     let now = jiff::Timestamp::now().as_second();
-    let lookup = |storage: &str, namespace: &str, name: &str| -> Option<Value> {
-        admission::find(app, storage, namespace, name)
-    };
+    let lookup = |key: &str| app.store.get(key).map(|e| e.value.clone());
     auth.tokens.check(token, audiences, now, &lookup)
 }
 

@@ -3,7 +3,7 @@
 
 use super::{Auth, UserInfo};
 use crate::App;
-use crate::store::{Entry, Error, Event};
+use crate::store::{Error, Event};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -54,39 +54,43 @@ impl Credential {
         let mut until = self.expires.unwrap_or(i64::MAX);
         for rest in &self.rests_on {
             let entry = app.store.get(&rest.key)?;
-            until = until.min(stands_until(&entry, &rest.uid)?);
+            until = until.min(Standing::of(&entry.value)?.until(&rest.uid)?);
         }
         Some(until)
     }
 }
 
-/// The part of an object's metadata that tokens rest on; read without decoding the rest.
-#[derive(Deserialize)]
-struct Head<'a> {
-    #[serde(borrow)]
-    metadata: Meta<'a>,
-}
-
-#[derive(Deserialize)]
-struct Meta<'a> {
+/// The part of an object's metadata that tokens rest on.
+#[derive(Debug, Deserialize)]
+pub struct Standing<'a> {
+    /// Its uid.
     #[serde(borrow, default)]
-    uid: Cow<'a, str>,
+    pub uid: Cow<'a, str>,
     #[serde(borrow, default, rename = "deletionTimestamp")]
     deletion: Option<Cow<'a, str>>,
 }
 
-/// Until when an object of that uid counts: for ever, or for a while after its deletion began. None: it is another one.
-fn stands_until(entry: &Entry, uid: &str) -> Option<i64> {
-    let head: Head<'_> = serde_json::from_slice(&entry.value).ok()?;
-    if head.metadata.uid != uid {
-        return None;
+impl<'a> Standing<'a> {
+    /// Of a stored object; nothing behind its metadata, which come first, is looked at.
+    pub fn of(stored: &'a [u8]) -> Option<Self> {
+        let metadata = stored.strip_prefix(b"{\"metadata\":")?;
+        let mut values = serde_json::Deserializer::from_slice(metadata).into_iter();
+        values.next()?.ok()
     }
-    Some(match head.metadata.deletion {
-        None => i64::MAX,
-        Some(at) => {
-            at.parse::<jiff::Timestamp>().ok()?.as_second() + super::tokens::DELETION_LEEWAY
+
+    /// Until when an object of that uid counts: for ever, or for a while after its deletion began. None: it is another
+    /// one.
+    pub fn until(&self, uid: &str) -> Option<i64> {
+        if self.uid != uid {
+            return None;
         }
-    })
+        Some(match &self.deletion {
+            None => i64::MAX,
+            Some(at) => {
+                at.parse::<jiff::Timestamp>().ok()?.as_second() + super::tokens::DELETION_LEEWAY
+            }
+        })
+    }
 }
 
 impl Auth {

@@ -2,10 +2,11 @@
 //! claims; whether the objects named in them exist is asked of the caller's [`Lookup`], so everything here is pure.
 
 use super::UserInfo;
-use super::credential::{Credential, Rest};
+use super::credential::{Credential, Rest, Standing};
 use super::pki::Pki;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, crypto};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -97,8 +98,8 @@ pub struct Bound {
     pub node: Option<Ref>,
 }
 
-/// How the objects named in a token are found: storage name (`core/pods`), namespace, name. Gives metadata.
-pub type Lookup<'a> = &'a dyn Fn(&str, &str, &str) -> Option<Value>;
+/// How the objects named in a token are found: the store's key (`/core/pods/ns/name`). Gives the stored bytes.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<Bytes>;
 
 /// Signs and checks.
 pub struct Tokens {
@@ -251,10 +252,11 @@ impl Tokens {
         let ns = &k.namespace;
         let mut rests_on = Vec::new();
         let mut rest = |storage: &str, namespace: &str, wanted: &Ref| {
-            valid(lookup, storage, namespace, wanted, now)?;
             let slash = if namespace.is_empty() { "" } else { "/" };
+            let key = format!("/{storage}/{namespace}{slash}{}", wanted.name);
+            valid(lookup, &key, wanted, now)?;
             rests_on.push(Rest {
-                key: format!("/{storage}/{namespace}{slash}{}", wanted.name).into(),
+                key: key.into(),
                 uid: wanted.uid.as_str().into(),
             });
             Ok::<(), String>(())
@@ -359,40 +361,23 @@ impl Tokens {
 }
 
 /// Is the named object there, with that uid, and not on its way out?
-fn valid(
-    lookup: Lookup<'_>,
-    storage: &str,
-    namespace: &str,
-    wanted: &Ref,
-    now: i64,
-) -> Result<(), String> {
-    let kind = storage.rsplit('/').next().unwrap_or(storage);
-    let Some(found) = lookup(storage, namespace, &wanted.name) else {
+fn valid(lookup: Lookup<'_>, key: &str, wanted: &Ref, now: i64) -> Result<(), String> {
+    let kind = key.split('/').nth(2).unwrap_or_default();
+    let bytes = lookup(key);
+    let Some(found) = bytes.as_deref().and_then(Standing::of) else {
         return Err(format!("{kind} {:?} of the token not found", wanted.name));
     };
-    let text = |k: &str| {
-        found
-            .get("metadata")
-            .and_then(|m| m.get(k))
-            .and_then(Value::as_str)
-            .unwrap_or("")
-    };
-    if text("uid") != wanted.uid {
-        return Err(format!(
+    match found.until(&wanted.uid) {
+        None => Err(format!(
             "{kind} UID ({}) does not match token's claim ({})",
-            text("uid"),
-            wanted.uid
-        ));
-    }
-    if let Ok(at) = text("deletionTimestamp").parse::<jiff::Timestamp>()
-        && at.as_second() + DELETION_LEEWAY < now
-    {
-        return Err(format!(
+            found.uid, wanted.uid
+        )),
+        Some(until) if until < now => Err(format!(
             "{kind} {:?} of the token has been deleted",
             wanted.name
-        ));
+        )),
+        Some(_) => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -407,15 +392,16 @@ mod tests {
         (dir, t)
     }
 
-    fn objects(storage: &str, _: &str, name: &str) -> Option<Value> {
-        match (storage, name) {
-            ("core/serviceaccounts", "sa") => Some(json!({"metadata": {"uid": "1"}})),
-            ("core/pods", "p") => Some(json!({"metadata": {"uid": "2"}})),
-            ("core/pods", "gone") => {
-                Some(json!({"metadata": {"uid": "3", "deletionTimestamp": "1970-01-01T00:00:10Z"}}))
+    fn objects(key: &str) -> Option<Bytes> {
+        let v = match key {
+            "/core/serviceaccounts/ns/sa" => json!({"metadata": {"uid": "1"}, "secrets": []}),
+            "/core/pods/ns/p" => json!({"metadata": {"uid": "2"}, "spec": {}}),
+            "/core/pods/ns/gone" => {
+                json!({"metadata": {"uid": "3", "deletionTimestamp": "1970-01-01T00:00:10Z"}})
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        Some(v.to_string().into())
     }
 
     fn issue(t: &Tokens, pod: Option<(&str, &str)>, aud: &str, seconds: i64) -> String {

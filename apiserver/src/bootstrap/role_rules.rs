@@ -285,7 +285,7 @@ pub const CONTROLLERS: &[Role] = &[
         &[
             "R,update | batch | cronjobs",
             "R,create,update,delete,patch | batch | jobs",
-            "update | batch | cronjobs/status,cronjobs/finalizers",
+            "update,patch | batch | cronjobs/status,cronjobs/finalizers",
             "list,watch,delete | core | pods",
             EVENTS,
         ],
@@ -294,7 +294,7 @@ pub const CONTROLLERS: &[Role] = &[
         "daemon-set-controller",
         &[
             "R | apps | daemonsets",
-            "update | apps | daemonsets/status,daemonsets/finalizers",
+            "update,patch | apps | daemonsets/status,daemonsets/finalizers",
             "list,watch | core | nodes",
             "list,watch,create,delete,patch | core | pods",
             "create | core | pods/binding",
@@ -306,7 +306,7 @@ pub const CONTROLLERS: &[Role] = &[
         "deployment-controller",
         &[
             "R,update | apps | deployments",
-            "update | apps | deployments/status,deployments/finalizers",
+            "update,patch | apps | deployments/status,deployments/finalizers",
             "R,create,update,patch,delete | apps | replicasets",
             "R,update | core | pods",
             EVENTS,
@@ -318,7 +318,7 @@ pub const CONTROLLERS: &[Role] = &[
             "R | apps | deployments,replicasets,statefulsets",
             "R | core | replicationcontrollers,pods",
             "R | policy | poddisruptionbudgets",
-            "update | policy | poddisruptionbudgets/status",
+            "update,patch | policy | poddisruptionbudgets/status",
             "patch,update | core | pods/status",
             "get | * | */scale",
             EVENTS,
@@ -328,7 +328,7 @@ pub const CONTROLLERS: &[Role] = &[
         "endpoint-controller",
         &[
             "R | core | services,pods",
-            "R,create,update,delete | core | endpoints",
+            "R,create,update,patch,delete | core | endpoints",
             "create | core | endpoints/restricted",
             EVENTS,
         ],
@@ -338,7 +338,7 @@ pub const CONTROLLERS: &[Role] = &[
         &[
             "R | core | services,pods,nodes",
             "update | core | services/finalizers",
-            "R,create,update,delete | discovery.k8s.io | endpointslices",
+            "R,create,update,patch,delete | discovery.k8s.io | endpointslices",
             EVENTS,
         ],
     ),
@@ -347,7 +347,7 @@ pub const CONTROLLERS: &[Role] = &[
         &[
             "R | core | services,endpoints",
             "update | core | services/finalizers,endpoints/finalizers",
-            "R,create,update,delete | discovery.k8s.io | endpointslices",
+            "R,create,update,patch,delete | discovery.k8s.io | endpointslices",
             EVENTS,
         ],
     ),
@@ -377,7 +377,7 @@ pub const CONTROLLERS: &[Role] = &[
         "horizontal-pod-autoscaler",
         &[
             "R | autoscaling | horizontalpodautoscalers",
-            "update | autoscaling | horizontalpodautoscalers/status",
+            "update,patch | autoscaling | horizontalpodautoscalers/status",
             "get,update | * | */scale",
             "list,watch | core | pods",
             "list,watch | metrics.k8s.io | pods",
@@ -388,7 +388,7 @@ pub const CONTROLLERS: &[Role] = &[
         "job-controller",
         &[
             "R,update,patch | batch | jobs",
-            "update | batch | jobs/status,jobs/finalizers",
+            "update,patch | batch | jobs/status,jobs/finalizers",
             "list,watch,create,delete,patch | core | pods",
             EVENTS,
         ],
@@ -397,7 +397,7 @@ pub const CONTROLLERS: &[Role] = &[
         "namespace-controller",
         &[
             "R,delete | core | namespaces",
-            "update | core | namespaces/finalize,namespaces/status",
+            "update,patch | core | namespaces/finalize,namespaces/status",
             "R,delete,deletecollection | * | *",
         ],
     ),
@@ -415,7 +415,7 @@ pub const CONTROLLERS: &[Role] = &[
         "persistent-volume-binder",
         &[
             "R,update,create,delete | core | persistentvolumes",
-            "update | core | persistentvolumes/status,persistentvolumeclaims/status",
+            "update,patch | core | persistentvolumes/status,persistentvolumeclaims/status",
             "R,update | core | persistentvolumeclaims",
             "R,create,delete | core | pods",
             "R | storage.k8s.io | storageclasses",
@@ -449,7 +449,7 @@ pub const CONTROLLERS: &[Role] = &[
         "replicaset-controller",
         &[
             "R,update | apps | replicasets",
-            "update | apps | replicasets/status,replicasets/finalizers",
+            "update,patch | apps | replicasets/status,replicasets/finalizers",
             "list,watch,create,delete,patch | core | pods",
             EVENTS,
         ],
@@ -458,7 +458,7 @@ pub const CONTROLLERS: &[Role] = &[
         "replication-controller",
         &[
             "R,update | core | replicationcontrollers",
-            "update | core | replicationcontrollers/status,replicationcontrollers/finalizers",
+            "update,patch | core | replicationcontrollers/status,replicationcontrollers/finalizers",
             "list,watch,create,delete,patch | core | pods",
             EVENTS,
         ],
@@ -467,7 +467,7 @@ pub const CONTROLLERS: &[Role] = &[
         "resourcequota-controller",
         &[
             "list,watch | * | *",
-            "update | core | resourcequotas/status",
+            "update,patch | core | resourcequotas/status",
             EVENTS,
         ],
     ),
@@ -492,7 +492,7 @@ pub const CONTROLLERS: &[Role] = &[
         &[
             "list,watch | core | pods",
             "R | apps | statefulsets",
-            "update | apps | statefulsets/status,statefulsets/finalizers",
+            "update,patch | apps | statefulsets/status,statefulsets/finalizers",
             "R,create,delete,update,patch | core | pods",
             "R,create,delete,update,patch | apps | controllerrevisions",
             "R,create,update,delete | core | persistentvolumeclaims",

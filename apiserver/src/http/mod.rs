@@ -140,6 +140,7 @@ async fn answer(
     body: Body,
     identity: Option<Arc<UserInfo>>,
 ) -> Answer {
+    let ours = identity.is_some();
     let credential = match identity {
         Some(u) => Credential::lasting(u),
         None => app.auth.authenticate(app, &parts).await?,
@@ -153,7 +154,13 @@ async fn answer(
         .auth
         .impersonate(app, credential.user.clone(), &parts)
         .await?;
-    app.auth.authorize(app, &user, &info).await?;
+    if let Err(refused) = app.auth.authorize(app, &user, &info).await {
+        if ours {
+            // A component that lacks a right is a fault of ours, which it may not tell.
+            tracing::warn!(why = %refused.message, "a part of this server was refused");
+        }
+        return Err(refused);
+    }
     // Opened before the request is answered, so that nothing that ends it meanwhile is missed.
     let session = if deadline::long_running(&info) {
         app.auth.session(app, &credential)

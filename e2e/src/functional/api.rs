@@ -302,3 +302,52 @@ pub fn bad_binding(c: &Cluster) -> Result<()> {
     ))?;
     ns.wait_pod("goes")
 }
+
+/// Each part acts under its own name with upstream's rights, the kubelet through the node authorizer: nothing that it
+/// had to do was refused, and what is not its own is.
+pub fn rights_of_parts(c: &Cluster) -> Result<()> {
+    let log = std::fs::read_to_string(c.log_path())?;
+    let refused: Vec<&str> = log
+        .lines()
+        .filter(|l| l.contains("a part of this server was refused"))
+        .collect();
+    if !refused.is_empty() {
+        bail!("refused: {}", refused.join("\n"));
+    }
+    let nodes = c.json(&["get", "nodes"])?;
+    let node = nodes["items"][0]["metadata"]["name"]
+        .as_str()
+        .context("a node")?;
+    let user = format!("--as=system:node:{node}");
+    let may = |verb: &str, what: &str, more: &[&str]| -> Result<bool> {
+        let mut args = vec![
+            "auth",
+            "can-i",
+            verb,
+            what,
+            &user,
+            "--as-group=system:nodes",
+        ];
+        args.extend(more);
+        let mut command = c.kubectl_command();
+        let said = command.args(&args).output()?;
+        Ok(String::from_utf8_lossy(&said.stdout).trim() == "yes")
+    };
+    let own = format!("nodes/{node}");
+    if !may("get", &own, &[])? || !may("create", "events", &[])? {
+        bail!("the node lacks what it needs");
+    }
+    for (verb, what) in [
+        ("list", "secrets"),
+        ("get", "secrets/none"),
+        ("list", "pods"),
+        ("list", "nodes"),
+        ("create", "pods/exec"),
+        ("delete", &own),
+    ] {
+        if may(verb, what, &["-n", "kube-system"])? {
+            bail!("a node may {verb} {what}");
+        }
+    }
+    Ok(())
+}

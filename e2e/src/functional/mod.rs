@@ -165,4 +165,9 @@ pub const TESTS: &[(&str, Test)] = &[
         "a_binding_of_a_wrong_type_is_refused_and_scheduling_goes_on",
         api::bad_binding,
     ),
+    // The last one: it looks at what all the others had the parts do.
+    (
+        "no_part_of_the_server_lacked_a_right_or_had_too_many",
+        api::rights_of_parts,
+    ),
 ];
