@@ -49,7 +49,48 @@ pub async fn admit(app: &App, write: &mut Write<'_>) -> Result<(), Status> {
         &account,
         &crate::registry::create::suffix(),
     );
-    Ok(())
+    mountable(&write.object, &name, &account).map_err(|why| super::forbidden(write, &why))
+}
+
+/// With the annotation `kubernetes.io/enforce-mountable-secrets` an account's pods use the secrets that it lists and no
+/// others (upstream's limitSecretReferences).
+fn mountable(pod: &Value, name: &str, account: &Value) -> Result<(), String> {
+    let enforced = account
+        .pointer("/metadata/annotations")
+        .is_some_and(|a| a["kubernetes.io/enforce-mountable-secrets"] == "true");
+    if !enforced {
+        return Ok(());
+    }
+    let listed = |key: &str, secret: &str| {
+        let list = account.get(key).and_then(Value::as_array);
+        list.is_some_and(|l| l.iter().any(|s| text(s, &["name"]) == secret))
+    };
+    let spec = pod.get("spec").unwrap_or(&Value::Null);
+    let pulls = spec.get("imagePullSecrets").and_then(Value::as_array);
+    for (i, s) in pulls.into_iter().flatten().enumerate() {
+        let secret = text(s, &["name"]);
+        if !listed("imagePullSecrets", secret) {
+            return Err(format!(
+                "imagePullSecrets[{i}].name={secret:?} is not allowed because service account {name} does not reference that imagePullSecret"
+            ));
+        }
+    }
+    let mut without_pulls = pod.clone();
+    if let Some(spec) = without_pulls.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.remove("imagePullSecrets");
+    }
+    let mut wrong = None;
+    references::of_pod(&without_pulls, &mut |kind, secret| {
+        if kind == Kind::Secret && !listed("secrets", secret) {
+            wrong.get_or_insert_with(|| secret.to_string());
+        }
+    });
+    match wrong {
+        None => Ok(()),
+        Some(secret) => Err(format!(
+            "a reference to secret.secretName={secret:?} is not allowed because service account {name} does not reference that secret"
+        )),
+    }
 }
 
 async fn account(app: &App, namespace: &str, name: &str) -> Option<Value> {
@@ -166,13 +207,25 @@ fn apply(pod: &mut Value, name: &str, account: &Value, suffix: &str) {
 ///
 /// # Errors
 /// 403, 422.
-pub fn validate(_: &App, write: &Write<'_>) -> Result<(), Status> {
+pub fn validate(app: &App, write: &Write<'_>) -> Result<(), Status> {
     if !write.row.group.is_empty() || write.row.plural != "pods" {
         return Ok(());
     }
     match write.operation {
         Operation::Create if is_mirror(&write.object) => new_mirror_pod(write),
-        Operation::Update => mirror_pod_stays(write),
+        Operation::Update => {
+            mirror_pod_stays(write)?;
+            if write.subresource != "ephemeralcontainers" {
+                return Ok(());
+            }
+            // They bring references of their own.
+            let name = text(&write.object, &["spec", "serviceAccountName"]);
+            match find(app, "core/serviceaccounts", write.namespace, name) {
+                Some(account) => mountable(&write.object, name, &account)
+                    .map_err(|why| super::forbidden(write, &why)),
+                None => Ok(()),
+            }
+        }
         _ => Ok(()),
     }
 }
@@ -289,6 +342,24 @@ mod tests {
             pod["spec"]["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"]["path"],
             "token"
         );
+    }
+
+    #[test]
+    fn an_account_that_enforces_it_opens_only_the_secrets_it_lists() {
+        let account = json!({"metadata": {"annotations": {"kubernetes.io/enforce-mountable-secrets": "true"}},
+            "secrets": [{"name": "a"}], "imagePullSecrets": [{"name": "p"}]});
+        let ok =
+            |spec: Value| mountable(&json!({"metadata": {}, "spec": spec}), "x", &account).is_ok();
+        let from = |s: &str| json!([{"envFrom": [{"secretRef": {"name": s}}]}]);
+        assert!(ok(
+            json!({"containers": from("a"), "imagePullSecrets": [{"name": "p"}]})
+        ));
+        for key in ["containers", "initContainers", "ephemeralContainers"] {
+            assert!(!ok(json!({key: from("b")})), "{key}");
+        }
+        assert!(!ok(json!({"imagePullSecrets": [{"name": "a"}]})));
+        assert!(!ok(json!({"volumes": [{"secret": {"secretName": "b"}}]})));
+        assert!(mountable(&json!({"spec": {"containers": from("b")}}), "x", &json!({})).is_ok());
     }
 
     #[test]

@@ -202,8 +202,9 @@ async fn resource(app: &Arc<App>, request: Request) -> Answer {
 /// object's, or somebody's rights in one namespace would open cluster-wide objects and other namespaces.
 fn placed(row: &registry::table::Row, i: &RequestInfo, method: &Method) -> Result<(), Status> {
     let here = if row.namespaced() {
-        // Without a namespace there are only collections to be read, and what is created without a name.
-        !i.namespace.is_empty() || (i.name.is_empty() && i.subresource.is_empty())
+        // Without a namespace there are only collections.
+        !i.namespace.is_empty()
+            || (i.name.is_empty() && i.subresource.is_empty() && row.has_verb("list"))
     } else if row.storage == "core/namespaces" {
         i.namespace.is_empty() && i.name.is_empty() || i.namespace == i.name
     } else {

@@ -2,6 +2,7 @@
 //! straight into the store, for this is the hottest write of a busy scheduler.
 
 use crate::admission::{self, node_restriction, text};
+use crate::auth::node::references::MIRROR;
 use crate::http::{Answer, Request, negotiate, respond};
 use crate::registry::table::Row;
 use crate::registry::{self, encode, form, input};
@@ -92,6 +93,12 @@ fn validate(binding: &Value) -> Vec<FieldError> {
         part("annotations"),
         "metadata.annotations",
     ));
+    if part("annotations").get(MIRROR).is_some() {
+        errors.push(FieldError::forbidden(
+            format!("metadata.annotations[{MIRROR}]"),
+            "may not add mirror pod annotation",
+        ));
+    }
     errors
 }
 

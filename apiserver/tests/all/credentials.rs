@@ -89,6 +89,10 @@ fn a_role_of_one_namespace_opens_nothing_outside_of_it() {
             let a = as_user(&tenant, method, &path, &[], body).await;
             assert_eq!(a.code, 404, "{method} {path}: {}", a.text);
         }
+        // Not even an administrator has them there.
+        let local = json!({"spec": {"user": "x", "resourceAttributes": {"verb": "get", "resource": "pods"}}});
+        let path = "/apis/authorization.k8s.io/v1/localsubjectaccessreviews";
+        assert_eq!(post(path, local).await.code, 404);
         assert_eq!(get("/api/v1/namespaces/path-other").await.code, 200);
         // What is theirs is still there.
         for path in [
@@ -212,6 +216,74 @@ fn the_token_of_an_account_that_was_made_again_is_worth_nothing() {
         let a = post(path, json!({"metadata": {"name": "default"}})).await;
         assert_eq!(a.code, 201, "{}", a.text);
         assert_eq!(plain("GET", "/api", &auth, "").await.code, 401);
+    });
+}
+
+#[test]
+fn a_token_dies_with_the_secret_or_node_it_is_bound_to() {
+    run(async {
+        let ns = namespace("bound").await;
+        let a = post(
+            &format!("{ns}/secrets"),
+            json!({"metadata": {"name": "bound"}}),
+        )
+        .await;
+        assert_eq!(a.code, 201, "{}", a.text);
+        let a = post("/api/v1/nodes", json!({"metadata": {"name": "bound"}})).await;
+        assert_eq!(a.code, 201, "{}", a.text);
+        for (kind, path) in [
+            ("Secret", format!("{ns}/secrets/bound")),
+            ("Node", "/api/v1/nodes/bound".into()),
+        ] {
+            let spec =
+                json!({"boundObjectRef": {"kind": kind, "apiVersion": "v1", "name": "bound"}});
+            let token = token("bound", spec).await;
+            let header = format!("Bearer {token}");
+            let auth = [("authorization", header.as_str())];
+            assert_eq!(plain("GET", "/api", &auth, "").await.code, 200, "{kind}");
+            let a = delete(&path, Value::Null).await;
+            assert_eq!(a.code, 200, "{}", a.text);
+            assert_eq!(plain("GET", "/api", &auth, "").await.code, 401, "{kind}");
+            let review = json!({"spec": {"token": token}});
+            let a = post("/apis/authentication.k8s.io/v1/tokenreviews", review).await;
+            assert!(a.body["status"]["authenticated"].is_null(), "{}", a.text);
+        }
+        // The uid that was asked for has to be the account's and the object's.
+        let path = format!("{ns}/serviceaccounts/default/token");
+        let a = post(
+            &path,
+            json!({"metadata": {"uid": "other"}, "spec": {"audiences": []}}),
+        )
+        .await;
+        assert_eq!(a.code, 409, "{}", a.text);
+    });
+}
+
+#[test]
+fn a_token_is_good_for_its_audiences_alone() {
+    run(async {
+        namespace("audiences").await;
+        let token = token("audiences", json!({"audiences": ["vault", "db"]})).await;
+        let header = format!("Bearer {token}");
+        let auth = [("authorization", header.as_str())];
+        assert_eq!(plain("GET", "/api", &auth, "").await.code, 401);
+        let review = async |audiences: Value| {
+            let body = json!({"spec": {"token": token, "audiences": audiences}});
+            let a = post("/apis/authentication.k8s.io/v1/tokenreviews", body).await;
+            a.body["status"].clone()
+        };
+        let s = review(json!(["db", "x"])).await;
+        assert_eq!(
+            (&s["authenticated"], &s["audiences"]),
+            (&json!(true), &json!(["db"]))
+        );
+        for none in [json!(["x"]), json!([])] {
+            let s = review(none).await;
+            assert!(
+                s["authenticated"].is_null() && s["user"] == json!({}),
+                "{s}"
+            );
+        }
     });
 }
 

@@ -240,6 +240,11 @@ fn a_pod_neither_becomes_nor_ceases_to_be_a_mirror_pod() {
             let a = as_user(&one, "PATCH", &path, &[("content-type", MERGE)], mark(v)).await;
             assert_eq!(a.code, 422, "{path}: {}", a.text);
         }
+        let a = post(&format!("{ns}/pods"), pod("binds")).await;
+        assert_eq!(a.code, 201, "{}", a.text);
+        let binding = json!({"metadata": {"name": "binds", "annotations": {"kubernetes.io/config.mirror": "x"}}, "target": {"kind": "Node", "name": "marks-1"}});
+        let a = post(&format!("{ns}/pods/binds/binding"), binding).await;
+        assert_eq!(a.code, 422, "{}", a.text);
         let mut unbound = mirror("unbound", "marks-1", &uid);
         unbound["spec"]
             .as_object_mut()
