@@ -2,7 +2,7 @@
 # make test: everything, from nothing: unit tests, the seams' conformance suites, end to end with a real kubectl.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-hack/setup.sh curl nftables conntrack util-linux bsdutils procps
+hack/setup.sh curl nftables conntrack util-linux bsdutils procps e2fsprogs
 KUBECTL=$(hack/kubectl.sh)
 export KUBECTL
 echo "kubectl: $KUBECTL"

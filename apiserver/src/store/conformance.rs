@@ -1,6 +1,8 @@
 //! The conformance suite of the [`Store`] seam: every implementation runs [`all`] over its own factory, and the crash
 //! checks ([`Journal`]) over its own way of dying. Owns what a store must do; knows no implementation. Panics say what broke.
 
+mod resume;
+
 use super::{Entry, Error, Event, Expect, Range, Store};
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -70,6 +72,7 @@ pub async fn all<'a>(fresh: &dyn Fn() -> Box<dyn Fn() -> Arc<dyn Store> + 'a>) {
     history_is_forgotten_cleanly(&*fresh()).await;
     everything_is_there_after_a_restart(&*fresh()).await;
     for seed in 0..4 {
+        resume::watches_and_old_revisions_go_on_after_a_restart(&*fresh(), seed).await;
         concurrent_histories_match_the_model(&*fresh(), seed).await;
     }
 }
