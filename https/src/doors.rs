@@ -23,10 +23,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// These, but never more than half of the file descriptors that the process may have.
-    pub fn within_descriptors(mut self) -> Self {
+    /// These, but never more than one in `part` of the file descriptors that the process may have.
+    pub fn within_descriptors(mut self, part: u64) -> Self {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        if let Some(n) = limit.current.and_then(|n| usize::try_from(n / 2).ok()) {
+        let own = limit.current.map(|n| n / part.max(1));
+        if let Some(n) = own.and_then(|n| usize::try_from(n).ok()) {
             self.total = self.total.min(n.max(1));
             self.per_address = self.per_address.min((self.total / 2).max(1));
             self.strangers = self.strangers.min((self.total / 2).max(1));

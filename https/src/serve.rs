@@ -54,8 +54,10 @@ pub struct Settings {
     pub stall: Duration,
     /// How long open requests may take when the server stops.
     pub drain: Duration,
-    /// How many connections.
+    /// How many connections ...
     pub limits: Limits,
+    /// ... but never more than one in so many of the process's file descriptors.
+    pub descriptors: u64,
 }
 
 impl Default for Settings {
@@ -72,6 +74,7 @@ impl Default for Settings {
                 strangers: 1024,
                 strangers_per_address: 512,
             },
+            descriptors: 2,
         }
     }
 }
@@ -108,7 +111,7 @@ pub async fn accept<C, F, B>(
 {
     let acceptor = TlsAcceptor::from(tls);
     let tracker = TaskTracker::new();
-    let doors = Doors::new(settings.limits.within_descriptors());
+    let doors = Doors::new(settings.limits.within_descriptors(settings.descriptors));
     let mut told = None;
     loop {
         let accepted = tokio::select! {

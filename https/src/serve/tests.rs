@@ -332,3 +332,81 @@ async fn headers_without_measure_are_refused() {
         Err(_) => {}
     }
 }
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut f = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    f.extend([kind, flags]);
+    f.extend(stream.to_be_bytes());
+    f.extend(payload);
+    f
+}
+
+const HEADERS_FRAME: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const CONTINUATION: u8 = 9;
+const END_STREAM_AND_HEADERS: u8 = 5;
+/// GET https / localhost, of HPACK's static table.
+const GET_ROOT: &[u8] = b"\x82\x87\x84\x41\x09localhost";
+
+/// Says hello and what follows, for as long as the server listens; true when it ended the connection.
+async fn flood(s: &Server, mut frames: impl FnMut(u32) -> Vec<u8>) -> bool {
+    let (mut r, mut w) = tokio::io::split(s.tls(b"h2").await);
+    let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    hello.extend(frame(SETTINGS, 0, 0, &[]));
+    w.write_all(&hello).await.expect("write");
+    let write = async {
+        for n in 0..200 {
+            if w.write_all(&frames(n)).await.is_err() {
+                break;
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = write => false,
+        _ = until_closed(&mut r) => true,
+    }
+}
+
+#[tokio::test]
+async fn streams_that_are_reset_at_once_end_the_connection() {
+    let mut settings = short();
+    settings.idle = Duration::from_secs(3600);
+    let s = serve(settings).await;
+    let ended = flood(&s, |n| {
+        let mut burst = Vec::new();
+        for i in 0..200u32 {
+            let stream = (n * 200 + i) * 2 + 1;
+            burst.extend(frame(
+                HEADERS_FRAME,
+                END_STREAM_AND_HEADERS,
+                stream,
+                GET_ROOT,
+            ));
+            burst.extend(frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()));
+        }
+        burst
+    })
+    .await;
+    assert!(ended);
+}
+
+#[tokio::test]
+async fn headers_that_go_on_and_on_end_the_connection() {
+    let mut settings = short();
+    settings.idle = Duration::from_secs(3600);
+    let s = serve(settings).await;
+    let ended = flood(&s, |n| {
+        if n == 0 {
+            return frame(HEADERS_FRAME, 1, 1, GET_ROOT);
+        }
+        // A literal header, again and again.
+        let mut one = b"\x40\x01a\x7f\x81\x01".to_vec();
+        one.extend([b'x'; 256]);
+        frame(CONTINUATION, 0, 1, &one.repeat(60))
+    })
+    .await;
+    assert!(ended);
+}

@@ -104,6 +104,7 @@ async fn serve(
 ) {
     let settings = Settings {
         limits: LIMITS,
+        descriptors: 8,
         drain: Duration::from_millis(500),
         ..Settings::default()
     };
