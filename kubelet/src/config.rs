@@ -127,6 +127,11 @@ impl Config {
         out
     }
 
+    /// `seccomp`: localhost profiles of pods are files below.
+    pub fn seccomp_dir(&self) -> PathBuf {
+        self.root_dir.join("seccomp")
+    }
+
     /// `pods/<uid>`
     pub fn pod_dir(&self, uid: &str) -> PathBuf {
         self.root_dir.join("pods").join(uid)

@@ -7,9 +7,9 @@
 
 use crate::cgroup::{Hierarchies, Resources, devices};
 use crate::container::build::{self, Inputs};
-use crate::container::rootfs::ensure;
-use crate::container::seccomp;
 use crate::container::spec::{ContainerSpec, FsMount, MountKind};
+use crate::container::targets::ensure;
+use crate::container::{seccomp, sysctl};
 use crate::images::build::{Network, RunStep, StepRunner};
 use crate::images::config::ExecConfig;
 use crate::images::rootfs::{OverlayOptions, overlay_fd};
@@ -366,11 +366,7 @@ impl Runner {
             sandbox_id: step.id.clone(),
             hostname: HOSTNAME.into(),
             host_network,
-            sysctls: if host_network {
-                BTreeMap::new()
-            } else {
-                crate::cri::default_sysctls()
-            },
+            sysctls: sysctl::defaults(host_network),
             cgroup_mounts: self.cgroups.mounts().into_iter().map(Into::into).collect(),
             tied: true,
             ..Default::default()

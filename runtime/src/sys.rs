@@ -77,6 +77,29 @@ pub fn fork_into(cgroup: BorrowedFd<'_>) -> io::Result<libc::pid_t> {
     .map(|p| p as libc::pid_t)
 }
 
+/// Forks a sibling: the child's parent is ours (CLONE_PARENT), and we wait until it has become a program or has ended
+/// (CLONE_VFORK), so that it is on its way alone. clone(2), because seccomp profiles refuse clone3. The rules of `fork`.
+pub fn fork_sibling() -> io::Result<libc::pid_t> {
+    // SAFETY: without CLONE_VM and with no stack given this is fork.
+    cvt(unsafe { libc::syscall(libc::SYS_clone, SIBLING_FLAGS, 0, 0, 0, 0) })
+        .map(|p| p as libc::pid_t)
+}
+
+/// The flags that `fork_sibling` passes; a seccomp profile must allow them.
+pub const SIBLING_FLAGS: u64 =
+    libc::CLONE_PARENT as u64 | libc::CLONE_VFORK as u64 | libc::SIGCHLD as u64;
+
+/// Gives this process an empty session keyring of its own: keys of whoever started the server are not its children's.
+/// A kernel without keyrings has none to share.
+pub fn new_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    match cvt(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0, 0, 0, 0) }) {
+        Err(e) if e.raw_os_error() != Some(libc::ENOSYS) => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// Leaves the process at once, without running destructors or at-exit handlers (a forked child must not run its parent's).
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns and touches no memory.
@@ -269,9 +292,13 @@ pub fn mount_setattr(
     .map(drop)
 }
 
-/// Resolve as if `dir` were the root; never through magic links of /proc.
+/// Resolve as if `dir` were the root; never through magic links of /proc; never across a mount; through no link at all;
+/// never out of `dir`.
 pub const RESOLVE_IN_ROOT: u64 = 0x10;
 pub const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
+pub const RESOLVE_NO_XDEV: u64 = 0x01;
+pub const RESOLVE_NO_SYMLINKS: u64 = 0x04;
+pub const RESOLVE_BENEATH: u64 = 0x08;
 
 /// openat2(2).
 pub fn openat2(
@@ -325,13 +352,19 @@ pub fn pivot_to_cwd() -> io::Result<()> {
     Ok(())
 }
 
-pub fn mknod(path: &Path, mode: u32, major: u32, minor: u32) -> io::Result<()> {
-    let c = cstr(path)?;
-    // SAFETY: NUL-terminated string.
+/// Unmounts (lazily) the mount whose root is the current directory.
+pub fn umount_cwd() -> io::Result<()> {
+    // SAFETY: constant NUL-terminated string.
     cvt(libc::c_long::from(unsafe {
-        libc::mknod(c.as_ptr(), mode, libc::makedev(major, minor))
+        libc::umount2(c".".as_ptr(), libc::MNT_DETACH)
     }))
     .map(drop)
+}
+
+/// chroot(2) to the current directory.
+pub fn chroot_cwd() -> io::Result<()> {
+    // SAFETY: constant NUL-terminated string.
+    cvt(libc::c_long::from(unsafe { libc::chroot(c".".as_ptr()) })).map(drop)
 }
 
 pub fn umask(mask: u32) {
@@ -444,18 +477,42 @@ pub fn seccomp_load(program: &[u8], flags: u32) -> io::Result<()> {
     .map(drop)
 }
 
-/// execve(2); returns only on failure.
-pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
-    let to_ptrs = |v: &[CString]| -> Vec<*const libc::c_char> {
-        v.iter()
-            .map(|s| s.as_ptr())
-            .chain(std::iter::once(std::ptr::null()))
-            .collect()
-    };
-    let (argv, envp) = (to_ptrs(args), to_ptrs(env));
-    // SAFETY: both arrays are NULL-terminated arrays of NUL-terminated strings.
-    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
-    io::Error::last_os_error()
+/// A program with its arguments and environment, laid out for execve(2) before the fork that must not allocate.
+pub struct Program {
+    path: CString,
+    /// The strings that the pointers below point into; never changed.
+    _held: [Vec<CString>; 2],
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+}
+
+impl Program {
+    pub fn new(path: CString, args: Vec<CString>, env: Vec<CString>) -> Self {
+        let to_ptrs = |v: &[CString]| -> Vec<*const libc::c_char> {
+            v.iter()
+                .map(|s| s.as_ptr())
+                .chain(std::iter::once(std::ptr::null()))
+                .collect()
+        };
+        Self {
+            path,
+            argv: to_ptrs(&args),
+            envp: to_ptrs(&env),
+            _held: [args, env],
+        }
+    }
+
+    /// What it runs, for messages.
+    pub fn path(&self) -> std::borrow::Cow<'_, str> {
+        self.path.to_string_lossy()
+    }
+
+    /// execve(2); returns only on failure.
+    pub fn exec(&self) -> io::Error {
+        // SAFETY: both arrays are NULL-terminated arrays of NUL-terminated strings that `_held` keeps.
+        unsafe { libc::execve(self.path.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
+        io::Error::last_os_error()
+    }
 }
 
 /// Resets every signal to its default and unblocks all: Rust ignores SIGPIPE and the shim blocks SIGCHLD, and both
@@ -723,19 +780,21 @@ pub fn monotonic_ms() -> i64 {
     t.tv_sec * 1000 + t.tv_nsec / 1_000_000
 }
 
-/// Closes every descriptor above the standard ones except those in `keep`: for children that never execve.
-pub fn close_others(keep: &[RawFd]) {
+/// Closes every descriptor above the standard ones except those in `keep`. For children that never return to code that
+/// owns one of the closed.
+pub fn close_others(keep: &[RawFd]) -> io::Result<()> {
     let mut keep: Vec<u32> = keep.iter().filter(|f| **f > 2).map(|f| *f as u32).collect();
     keep.sort_unstable();
     let mut from = 3u32;
     for k in keep.into_iter().chain(std::iter::once(u32::MAX)) {
         let to = if k == u32::MAX { k } else { k - 1 };
         if from <= to {
-            // SAFETY: the callers never use a closed descriptor again; they exit through _exit.
-            unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+            // SAFETY: the callers never use a closed descriptor again; they exit through _exit or execve.
+            cvt(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) })?;
         }
         from = k.saturating_add(1);
     }
+    Ok(())
 }
 
 /// The parts of this process that are mapped from files and were never written: its program text and constants. Pages

@@ -3,8 +3,10 @@
 
 #![allow(unsafe_code)] // The initialiser below is called by libc before main.
 mod all {
+    pub mod births;
     pub mod build;
     pub mod chaos;
+    pub mod confine;
     pub mod cri;
     pub mod harness;
     pub mod shims;

@@ -58,7 +58,7 @@ pub fn config(
         pod,
         c,
         &inputs.image_user,
-        config.seccomp_default,
+        (config.seccomp_default, &config.seccomp_dir()),
         inputs.target_id.as_deref(),
     )?;
     // A command that replaces the image's keeps the image's user; nothing to do here.

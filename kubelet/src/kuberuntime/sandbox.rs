@@ -101,7 +101,7 @@ pub fn config(
                 supplemental_groups: groups,
                 privileged,
                 // The sandbox itself always runs with the runtime's profile.
-                seccomp: Some(security::seccomp(None, true)),
+                seccomp: Some(security::seccomp(None, true, &config.seccomp_dir())?),
                 ..LinuxSandboxSecurityContext::default()
             }),
             resources: Some(LinuxContainerResources {

@@ -6,6 +6,7 @@ use k8s_cri::v1::{
     SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, security_profile::ProfileType,
 };
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SELinuxOptions, SeccompProfile};
+use std::path::{Component, Path};
 
 /// Paths that containers must not read (procMount Default).
 const MASKED: &[&str] = &[
@@ -65,13 +66,16 @@ pub fn namespaces(pod: &Pod) -> NamespaceOption {
 
 /// The container's security context for the CRI.
 ///
+/// `seccomp_root` is the folder that localhost profiles are relative to.
+///
 /// # Errors
-/// runAsNonRoot that is not met, in upstream's words (CreateContainerConfigError).
+/// runAsNonRoot that is not met, in upstream's words; a profile or an unmasked /proc that cannot be given
+/// (CreateContainerConfigError).
 pub fn container(
     pod: &Pod,
     c: &Container,
     image: &ImageUser,
-    seccomp_default: bool,
+    (seccomp_default, seccomp_root): (bool, &Path),
     target_id: Option<&str>,
 ) -> Result<LinuxContainerSecurityContext, String> {
     let pod_sc = spec::spec(pod).security_context.clone().unwrap_or_default();
@@ -117,7 +121,14 @@ pub fn container(
         }
     }
     let privileged = sc.privileged.unwrap_or(false);
-    // procMount Unmasked is refused at admission: without a user namespace it would open the node's own /proc/sys.
+    // Refused at admission already, but for ephemeral containers, which come later.
+    if sc.proc_mount.as_deref() == Some("Unmasked") {
+        // Root of the container could write the node's /proc/sys.
+        return Err(
+            "procMount: Unmasked needs a user namespace (hostUsers: false), which this kubelet does not support yet"
+                .into(),
+        );
+    }
     let list = |paths: &[&str]| {
         if privileged {
             Vec::new()
@@ -163,7 +174,8 @@ pub fn container(
                 .as_ref()
                 .or(pod_sc.seccomp_profile.as_ref()),
             seccomp_default && !privileged,
-        )),
+            seccomp_root,
+        )?),
         apparmor: sc
             .app_armor_profile
             .as_ref()
@@ -173,8 +185,16 @@ pub fn container(
     })
 }
 
-/// Unconfined when nothing is said, unless the kubelet's default is RuntimeDefault.
-pub fn seccomp(profile: Option<&SeccompProfile>, default: bool) -> SecurityProfile {
+/// Unconfined when nothing is said, unless the kubelet's default is RuntimeDefault. Localhost profiles are files below
+/// `root` (upstream's <root-dir>/seccomp).
+///
+/// # Errors
+/// A localhost profile without a name, or one that leads out of the folder.
+pub fn seccomp(
+    profile: Option<&SeccompProfile>,
+    default: bool,
+    root: &Path,
+) -> Result<SecurityProfile, String> {
     let unset = if default {
         ProfileType::RuntimeDefault
     } else {
@@ -186,15 +206,29 @@ pub fn seccomp(profile: Option<&SeccompProfile>, default: bool) -> SecurityProfi
             "RuntimeDefault" => (ProfileType::RuntimeDefault, String::new()),
             "Localhost" => (
                 ProfileType::Localhost,
-                p.localhost_profile.clone().unwrap_or_default(),
+                localhost(p.localhost_profile.as_deref().unwrap_or_default(), root)?,
             ),
             _ => (ProfileType::Unconfined, String::new()),
         },
     };
-    SecurityProfile {
+    Ok(SecurityProfile {
         profile_type: kind as i32,
         localhost_ref,
+    })
+}
+
+/// The file of a localhost profile.
+fn localhost(name: &str, root: &Path) -> Result<String, String> {
+    if name.is_empty() {
+        return Err("localhostProfile must be set if seccompProfile type is Localhost.".into());
     }
+    let plain = |c| matches!(c, Component::Normal(_) | Component::CurDir);
+    if !Path::new(name).components().all(plain) {
+        return Err(format!(
+            "localhostProfile {name:?} must be a descending relative path"
+        ));
+    }
+    Ok(root.join(name).to_string_lossy().into_owned())
 }
 
 fn apparmor(p: &AppArmorProfile) -> SecurityProfile {
@@ -229,7 +263,13 @@ mod tests {
         let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"},
             "spec": {"securityContext": pod_sc, "containers": [{"name": "c", "securityContext": sc}]}}))
         .unwrap();
-        container(&pod, &spec::containers(&pod)[0], &image, false, None)
+        container(
+            &pod,
+            &spec::containers(&pod)[0],
+            &image,
+            (false, Path::new("/k/seccomp")),
+            None,
+        )
     }
 
     #[test]
@@ -307,5 +347,52 @@ mod tests {
             c.seccomp.unwrap().profile_type,
             ProfileType::RuntimeDefault as i32
         );
+    }
+
+    #[test]
+    fn localhost_profiles_are_files_of_the_kubelet_s_folder_and_no_others() {
+        let with = |profile: serde_json::Value| {
+            let sc = serde_json::json!({"seccompProfile": profile});
+            run(serde_json::json!({}), sc, ImageUser::default()).map(|c| c.seccomp.unwrap())
+        };
+        let local =
+            |name: &str| with(serde_json::json!({"type": "Localhost", "localhostProfile": name}));
+        let p = local("profiles/audit.json").unwrap();
+        assert_eq!(
+            (p.profile_type, p.localhost_ref.as_str()),
+            (
+                ProfileType::Localhost as i32,
+                "/k/seccomp/profiles/audit.json"
+            )
+        );
+        for name in ["/etc/passwd", "../x", "a/../../x", ".."] {
+            assert!(local(name).unwrap_err().contains("descending"), "{name}");
+        }
+        assert!(
+            with(serde_json::json!({"type": "Localhost"}))
+                .unwrap_err()
+                .contains("localhostProfile must be set")
+        );
+        // The pod's counts where the container says nothing.
+        let pod = serde_json::json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "pod.json"}});
+        let c = run(pod, serde_json::json!({}), ImageUser::default()).unwrap();
+        assert_eq!(c.seccomp.unwrap().localhost_ref, "/k/seccomp/pod.json");
+    }
+
+    #[test]
+    fn an_unmasked_proc_is_refused_without_a_user_namespace() {
+        let e = run(
+            serde_json::json!({}),
+            serde_json::json!({"procMount": "Unmasked"}),
+            ImageUser::default(),
+        );
+        assert!(e.unwrap_err().contains("procMount"));
+        let c = run(
+            serde_json::json!({}),
+            serde_json::json!({"procMount": "Default"}),
+            ImageUser::default(),
+        )
+        .unwrap();
+        assert!(c.readonly_paths.iter().any(|p| p == "/proc/sys"));
     }
 }

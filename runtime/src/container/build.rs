@@ -1,8 +1,8 @@
 //! Owns the translation from CRI's ContainerConfig and the image's config to a `ContainerSpec`. Pure: whatever must be
 //! looked up (users, devices, layers) is in `Inputs`.
 
-use super::caps;
 use super::spec::*;
+use super::{caps, confine};
 use crate::cgroup::devices::{self, Rule};
 use crate::images::config::ExecConfig;
 use crate::images::rootfs::{ResolvedUser, lookup_user_in};
@@ -43,7 +43,8 @@ pub struct Built {
     pub device_rules: Vec<Rule>,
 }
 
-fn security(config: &v1::ContainerConfig) -> v1::LinuxContainerSecurityContext {
+/// The request's security context; an empty one if there is none.
+pub fn security(config: &v1::ContainerConfig) -> v1::LinuxContainerSecurityContext {
     config
         .linux
         .as_ref()
@@ -229,12 +230,8 @@ fn mounts(i: &Inputs<'_>, privileged: bool, readonly_root: bool) -> Result<Vec<M
     let mut wanted = Vec::new();
     for (n, m) in i.config.mounts.iter().enumerate() {
         let target = clean(&m.container_path);
-        if target == Path::new("/") {
-            return Err(format!(
-                "the container path of the mount of {:?} is the root directory",
-                m.host_path
-            ));
-        }
+        confine::check_mount_target(&target)
+            .map_err(|e| format!("the mount of {:?}: {e}", m.host_path))?;
         if let Some(Some(layers)) = i.image_mounts.get(n) {
             wanted.push(MountSpec {
                 target,
@@ -271,9 +268,10 @@ fn mounts(i: &Inputs<'_>, privileged: bool, readonly_root: bool) -> Result<Vec<M
         });
     }
     out.retain(|m| !wanted.iter().any(|w| w.target == m.target));
-    // Parents before children, whatever the order of the request (as containerd sorts).
-    wanted.sort_by_key(|m| m.target.components().count());
     out.extend(wanted);
+    // Parents before children, whatever the order of the request (as containerd sorts): a volume at /dev has the
+    // container's own /dev/pts on it, not over it.
+    out.sort_by_key(|m| m.target.components().count());
     Ok(out)
 }
 
@@ -300,10 +298,7 @@ pub fn build(i: Inputs<'_>) -> Result<Built, String> {
     if privileged && !sandbox_privileged {
         return Err("no privileged container allowed in sandbox".into());
     }
-    let apparmor = sc.apparmor.as_ref().map(|a| a.profile_type);
-    if apparmor == Some(v1::security_profile::ProfileType::Localhost as i32) && !privileged {
-        return Err("AppArmor profiles are not supported by this runtime".into());
-    }
+    confine::check_apparmor(sc.apparmor.as_ref())?;
     let (who, groups) = user(&sc, &i)?;
     let c = sc.capabilities.clone().unwrap_or_default();
     let caps = caps::sets(
@@ -340,13 +335,6 @@ pub fn build(i: Inputs<'_>) -> Result<Built, String> {
         None
     } else {
         Some(Path::new(&i.sandbox.log_directory).join(&i.config.log_path))
-    };
-    let paths = |p: &[String]| {
-        if privileged {
-            vec![]
-        } else {
-            p.iter().map(|p| clean(p)).collect()
-        }
     };
     let mut device_rules = if privileged {
         devices::all_rules()
@@ -394,6 +382,7 @@ pub fn build(i: Inputs<'_>) -> Result<Built, String> {
             caps,
             no_new_privs: sc.no_new_privs && !privileged,
             seccomp: None,
+            seccomp_flags: 0,
             oom_score_adj: resources.map(|r| r.oom_score_adj as i32),
             tty: i.config.tty,
         },
@@ -404,8 +393,8 @@ pub fn build(i: Inputs<'_>) -> Result<Built, String> {
         cgroup_procs: vec![],
         oom_file: None,
         kill_file: None,
-        masked_paths: paths(&sc.masked_paths),
-        readonly_paths: paths(&sc.readonly_paths),
+        masked_paths: confine::masked_paths(&sc),
+        readonly_paths: confine::readonly_paths(&sc),
         log_path,
         stdin: i.config.stdin,
         stdin_once: i.config.stdin_once,
@@ -436,35 +425,6 @@ fn default_devices() -> Vec<DeviceNode> {
         gid: 0,
     })
     .collect()
-}
-
-/// Which seccomp profile a container asks for.
-pub enum SeccompWish {
-    Unconfined,
-    Default,
-    /// An absolute path on the node.
-    File(PathBuf),
-}
-
-/// CRI: privileged turns it off; nothing said is unconfined (the kubelet says RuntimeDefault when seccompDefault is on).
-pub fn seccomp_wish(config: &v1::ContainerConfig) -> Result<SeccompWish, String> {
-    let sc = security(config);
-    let Some(p) = sc.seccomp.filter(|_| !sc.privileged) else {
-        return Ok(SeccompWish::Unconfined);
-    };
-    use v1::security_profile::ProfileType;
-    match ProfileType::try_from(p.profile_type) {
-        Ok(ProfileType::RuntimeDefault) => Ok(SeccompWish::Default),
-        Ok(ProfileType::Unconfined) => Ok(SeccompWish::Unconfined),
-        Ok(ProfileType::Localhost) if p.localhost_ref.starts_with('/') => {
-            Ok(SeccompWish::File(p.localhost_ref.into()))
-        }
-        Ok(ProfileType::Localhost) => Err(format!(
-            "the seccomp profile {:?} is not an absolute path",
-            p.localhost_ref
-        )),
-        Err(_) => Err(format!("unknown seccomp profile type {}", p.profile_type)),
-    }
 }
 
 /// True if the container may use every device of the node.
@@ -653,15 +613,15 @@ mod tests {
             [
                 "/proc",
                 "/dev",
+                "/sys",
+                "/data",
                 "/dev/pts",
                 "/dev/mqueue",
-                "/sys",
-                "/sys/fs/cgroup",
                 "/dev/shm",
                 "/etc/hostname",
-                "/data",
                 "/data/sub",
-                "/etc/resolv.conf"
+                "/etc/resolv.conf",
+                "/sys/fs/cgroup"
             ]
         );
         let config = v1::ContainerConfig {

@@ -3,9 +3,15 @@
 
 pub mod build;
 pub mod caps;
+pub mod confine;
+pub mod dev;
 pub mod exec;
 pub mod init;
+pub mod procfs;
 pub mod rootfs;
 pub mod seccomp;
 mod seccomp_default;
+pub mod seccomp_profile;
 pub mod spec;
+pub mod sysctl;
+pub mod targets;

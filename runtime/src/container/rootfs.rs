@@ -1,20 +1,18 @@
-//! Owns the container's mount namespace: overlay root, mounts, devices, masked paths. Runs in the forked child of the
-//! shim, in two halves: `Prepared::new` while the node's files are still visible, `finish` after the root was changed.
+//! Owns the container's mount namespace: overlay root, mounts, masked and read-only paths. Runs in the forked child of
+//! the shim, in two halves: `Prepared::new` while the node's files are still visible, the rest after the root was changed.
 //!
-//! Every host path is turned into a detached mount before the root changes, and every target is resolved inside the
-//! new root without magic links, so no symbolic link of an image can reach the node.
+//! Every mount is first a detached tree and then put on a descriptor. Host paths become trees before the root changes,
+//! and every target is resolved inside the new root without magic links, so no symbolic link of an image or a volume can
+//! reach the node, and nothing can be exchanged between the look and the mount.
 
-use super::spec::{
-    BindMount, ContainerSpec, DeviceNode, FsMount, MountKind, MountSpec, Propagation, RootSpec,
-};
+use super::spec::{BindMount, ContainerSpec, FsMount, MountKind, MountSpec, Propagation, RootSpec};
+use super::targets::{ensure, ensure_plain, existing, existing_no_follow, open_dir};
+use super::{confine, dev, procfs};
 use crate::images::rootfs::{self as images, OverlayOptions};
 use crate::sys;
-use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 /// A message for the user: which step failed, on what, and the kernel's word.
 pub type StepResult<T> = Result<T, String>;
@@ -32,10 +30,26 @@ pub(crate) fn os_text(e: &io::Error) -> String {
     }
 }
 
-/// Mounts that are taken from the node before the root changes.
+/// Descriptors of the file systems that were made for the container: what is done in them later does not look for them
+/// by paths, which are the container's by then.
+#[derive(Default)]
+pub struct Handles {
+    /// The mount at /proc.
+    pub proc: Option<OwnedFd>,
+    /// The container's own devpts.
+    pub pts: Option<OwnedFd>,
+    /// Its own /dev; none when a volume is there.
+    pub dev: Option<OwnedFd>,
+}
+
+/// The root, and mounts that were taken from the node before it changed.
 pub struct Prepared {
+    root: OwnedFd,
     /// One entry for each mount of the spec; None where the mount is made later inside the container.
     trees: Vec<Option<OwnedFd>>,
+    /// The procfs of a process namespace that others made; else a new one is made.
+    proc: Option<OwnedFd>,
+    pub handles: Handles,
 }
 
 /// Mounts the overlay on `<dir>/rootfs`. `volatile` leaves out the sync of the whole disk at unmount: a container's
@@ -83,41 +97,64 @@ fn bind_tree(b: &BindMount) -> io::Result<OwnedFd> {
     Ok(tree)
 }
 
+/// A read-only tree of an image.
+fn image_tree(layers: &[std::path::PathBuf]) -> io::Result<OwnedFd> {
+    let tree = match layers {
+        [one] => sys::open_tree_clone(libc::AT_FDCWD, one, false)?,
+        many => {
+            let options = OverlayOptions {
+                read_only: true,
+                ..OverlayOptions::default()
+            };
+            images::overlay_fd(many, None, options).map_err(io::Error::other)?
+        }
+    };
+    sys::mount_setattr(tree.as_fd(), true, sys::MOUNT_ATTR_RDONLY, 0)?;
+    Ok(tree)
+}
+
+/// The procfs that `proc` (an attached mount) is, as a detached mount of its own. `holder` is a process in whose mount
+/// namespace it is attached: a mount can be cloned only there, so we go there for a moment and come back.
+pub fn borrow_proc(holder: BorrowedFd<'_>, proc: BorrowedFd<'_>) -> StepResult<OwnedFd> {
+    // The shim stays in the node's mount namespace.
+    let shim = rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get());
+    let home = step("find the way back", sys::pidfd_open(shim))?;
+    let root = step("open the root", open_dir(Path::new("/")))?;
+    step(
+        "enter the holder of the process namespace",
+        sys::setns(holder, libc::CLONE_NEWNS),
+    )?;
+    let tree = step(
+        "take the procfs of the process namespace",
+        sys::open_tree_clone(proc.as_raw_fd(), Path::new(""), false),
+    );
+    step("come back", sys::setns(home.as_fd(), libc::CLONE_NEWNS))?;
+    // A namespace is entered at its own root, which need not have been ours.
+    step(
+        "come back to the root",
+        rustix::process::fchdir(&root).map_err(io::Error::from),
+    )?;
+    step("come back to the root", sys::chroot_cwd())?;
+    tree
+}
+
 impl Prepared {
     /// Enters a mount namespace of its own and takes everything the container needs from the node; then the root is
-    /// the container's.
-    pub fn new(spec: &ContainerSpec) -> StepResult<Self> {
+    /// the container's. `proc` is the procfs of a process namespace that exists already.
+    pub fn new(spec: &ContainerSpec, proc: Option<OwnedFd>) -> StepResult<Self> {
         step("make a mount namespace", sys::unshare(libc::CLONE_NEWNS))?;
         let mut trees = Vec::with_capacity(spec.mounts.len());
         for m in &spec.mounts {
+            let target = m.target.display();
             trees.push(match &m.kind {
                 MountKind::Bind(b) => Some(step(
-                    format_args!("mount {} at {}", b.source.display(), m.target.display()),
+                    format_args!("mount {} at {target}", b.source.display()),
                     bind_tree(b),
                 )?),
-                MountKind::Image { layers } => {
-                    let tree = match layers.as_slice() {
-                        [one] => sys::open_tree_clone(libc::AT_FDCWD, one, false),
-                        many => images::overlay_fd(
-                            many,
-                            None,
-                            OverlayOptions {
-                                read_only: true,
-                                ..OverlayOptions::default()
-                            },
-                        )
-                        .map_err(io::Error::other),
-                    };
-                    let tree = step(
-                        format_args!("mount an image at {}", m.target.display()),
-                        tree,
-                    )?;
-                    step(
-                        "make an image mount read-only",
-                        sys::mount_setattr(tree.as_fd(), true, sys::MOUNT_ATTR_RDONLY, 0),
-                    )?;
-                    Some(tree)
-                }
+                MountKind::Image { layers } => Some(step(
+                    format_args!("mount an image at {target}"),
+                    image_tree(layers),
+                )?),
                 _ => None,
             });
         }
@@ -132,374 +169,233 @@ impl Prepared {
             std::env::set_current_dir(spec.root.dir.join("rootfs")),
         )?;
         step("change the root", sys::pivot_to_cwd())?;
-        Ok(Self { trees })
+        Ok(Self {
+            root: step("open the root", open_dir(Path::new("/")))?,
+            trees,
+            proc,
+            handles: Handles::default(),
+        })
+    }
+
+    pub fn root(&self) -> &OwnedFd {
+        &self.root
     }
 
     /// Makes the mounts inside the new root, in order.
     pub fn mount_all(&mut self, spec: &ContainerSpec, cgroups: &[CgroupMount]) -> StepResult<()> {
-        let root = step("open the root", open_dir(Path::new("/")))?;
-        for (m, tree) in spec.mounts.iter().zip(self.trees.drain(..)) {
-            let what = m.target.display();
+        let trees: Vec<_> = self.trees.drain(..).collect();
+        for (m, tree) in spec.mounts.iter().zip(trees) {
             match (&m.kind, tree) {
-                (MountKind::Fs(fs), _) => mount_fs(&root, m, fs)?,
-                (MountKind::Cgroup { readonly }, _) => mount_cgroups(&root, m, *readonly, cgroups)?,
-                (_, Some(tree)) => {
-                    let is_dir = step(&what, rustix::fs::fstat(&tree).map_err(io::Error::from))?
-                        .st_mode
-                        & libc::S_IFMT
-                        == libc::S_IFDIR;
-                    let target = step(
-                        format_args!("make the mount point {what}"),
-                        ensure(&root, &m.target, is_dir),
-                    )?;
-                    step(
-                        format_args!("mount at {what}"),
-                        sys::move_mount_to_fd(tree.as_fd(), target.as_fd()),
-                    )?;
+                (MountKind::Fs(fs), _) => self.mount_own(spec, m, fs)?,
+                (MountKind::Cgroup { readonly }, _) => {
+                    mount_cgroups(&self.root, &m.target, *readonly, cgroups)?;
                 }
-                (_, None) => return Err(format!("mount at {what}: its source was not prepared")),
+                (_, Some(tree)) => attach_volume(&self.root, &m.target, &tree)?,
+                (_, None) => {
+                    let what = m.target.display();
+                    return Err(format!("mount at {what}: its source was not prepared"));
+                }
             }
-            if m.target == Path::new("/dev") {
-                make_dev(&root, &spec.devices)?;
+        }
+        Ok(())
+    }
+
+    /// A file system that is made for the container.
+    fn mount_own(&mut self, spec: &ContainerSpec, m: &MountSpec, fs: &FsMount) -> StepResult<()> {
+        let what = format!("mount {} at {}", fs.fstype, m.target.display());
+        let proc = if fs.fstype == "proc" {
+            self.proc.take()
+        } else {
+            None
+        };
+        let tree = match proc {
+            Some(tree) => tree,
+            None => step(&what, fs_tree(fs))?,
+        };
+        attach_own(&self.root, &m.target, &tree)?;
+        match (fs.fstype.as_str(), m.target.to_str()) {
+            ("tmpfs", Some("/dev")) => {
+                dev::make_nodes(&self.root, &tree, &spec.devices)?;
+                self.handles.dev = Some(tree);
             }
+            ("proc", Some("/proc")) => self.handles.proc = Some(tree),
+            ("devpts", Some("/dev/pts")) => self.handles.pts = Some(tree),
+            _ => {}
         }
         Ok(())
     }
 
     /// Masks and write-protects paths, then the root itself. The last changes to the tree.
     pub fn protect(&self, spec: &ContainerSpec) -> StepResult<()> {
-        let root = step("open the root", open_dir(Path::new("/")))?;
         for p in &spec.readonly_paths {
-            let Some(target) = existing(&root, p)? else {
+            let Some(target) = existing(&self.root, p)? else {
                 continue;
             };
             let what = format!("make {} read-only", p.display());
-            let tree = step(&what, clone_of(&target))?;
+            let tree = step(
+                &what,
+                sys::open_tree_clone(target.as_raw_fd(), Path::new(""), true),
+            )?;
             step(
                 &what,
                 sys::mount_setattr(tree.as_fd(), true, sys::MOUNT_ATTR_RDONLY, 0),
             )?;
             step(&what, sys::move_mount_to_fd(tree.as_fd(), target.as_fd()))?;
         }
-        for p in &spec.masked_paths {
-            let Some(target) = existing(&root, p)? else {
-                continue;
-            };
-            let what = format!("mask {}", p.display());
-            let is_dir = step(&what, rustix::fs::fstat(&target).map_err(io::Error::from))?.st_mode
-                & libc::S_IFMT
-                == libc::S_IFDIR;
-            let tree = if is_dir {
-                step(&what, empty_tmpfs())?
-            } else {
-                step(
-                    &what,
-                    sys::open_tree_clone(libc::AT_FDCWD, Path::new("/dev/null"), false),
-                )?
-            };
-            step(&what, sys::move_mount_to_fd(tree.as_fd(), target.as_fd()))?;
-        }
+        self.mask(&spec.masked_paths)?;
         if spec.root.readonly {
             step(
                 "make the root read-only",
-                sys::mount_setattr(root.as_fd(), false, sys::MOUNT_ATTR_RDONLY, 0),
+                sys::mount_setattr(self.root.as_fd(), false, sys::MOUNT_ATTR_RDONLY, 0),
             )?;
         }
         Ok(())
     }
+
+    /// A masked file reads as /dev/null, a directory is empty. The name is masked, not what a link of that name points to.
+    fn mask(&self, paths: &[std::path::PathBuf]) -> StepResult<()> {
+        let mut null = None;
+        for p in paths {
+            let Some(target) = existing_no_follow(&self.root, p)? else {
+                continue;
+            };
+            let what = format!("mask {}", p.display());
+            let tree = if step(&what, is_dir(&target))? {
+                step(&what, empty_tmpfs())?
+            } else {
+                let null = match &null {
+                    Some(n) => n,
+                    None => null.insert(dev::Null::open(&self.root)?),
+                };
+                step(&what, null.mount())?
+            };
+            step(&what, sys::move_mount_to_fd(tree.as_fd(), target.as_fd()))?;
+        }
+        null.map_or(Ok(()), dev::Null::close)
+    }
 }
 
-fn open_dir(p: &Path) -> io::Result<OwnedFd> {
-    use rustix::fs::{Mode, OFlags};
-    Ok(rustix::fs::open(
-        p,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
+fn is_dir(fd: &OwnedFd) -> io::Result<bool> {
+    Ok(rustix::fs::fstat(fd)?.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+/// Puts a file system of the container's own at its place, on whose way there may be no link.
+fn attach_own(root: &OwnedFd, path: &Path, tree: &OwnedFd) -> StepResult<()> {
+    let what = format!("mount at {}", path.display());
+    let target = ensure_plain(root, path).map_err(|e| match e.raw_os_error() {
+        // A link at the end is no directory.
+        Some(libc::ELOOP | libc::ENOTDIR) => format!(
+            "{what}: it must be a directory and no symbolic link, in the image or a volume, may be on the way to it"
+        ),
+        _ => format!("make the mount point {}: {}", path.display(), os_text(&e)),
+    })?;
+    step(&what, sys::move_mount_to_fd(tree.as_fd(), target.as_fd()))
+}
+
+/// Puts a volume at its place, links followed inside the root, but never over the root, /proc or anything in it: there a
+/// volume would take the place of what the masks are made on and what the kernel is told through.
+fn attach_volume(root: &OwnedFd, path: &Path, tree: &OwnedFd) -> StepResult<()> {
+    let what = path.display();
+    let dir = step(&what, is_dir(tree))?;
+    let target = step(
+        format_args!("make the mount point {what}"),
+        ensure(root, path, dir),
+    )?;
+    let in_proc = step(&what, procfs::is_procfs(&target))?;
+    if in_proc && (dir || !confine::is_lxcfs(path)) {
+        return Err(format!(
+            "mount at {what}: it cannot be mounted because it is inside /proc"
+        ));
+    }
+    let id = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino));
+    if id(root).ok() == id(&target).ok() {
+        return Err(format!("mount at {what}: it leads to the root directory"));
+    }
+    step(
+        format_args!("mount at {what}"),
+        sys::move_mount_to_fd(tree.as_fd(), target.as_fd()),
+    )
+}
+
+/// A new file system as a detached mount.
+pub(super) fn fs_tree(fs: &FsMount) -> io::Result<OwnedFd> {
+    use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags};
+    // MS_RDONLY to MS_NOEXEC have the same bits as MOUNT_ATTR_*.
+    let simple = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    let mut attrs = MountAttrFlags::from_bits_retain((fs.flags & simple) as u32);
+    if fs.flags & libc::MS_STRICTATIME != 0 {
+        attrs |= MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+    }
+    if fs.readonly {
+        attrs |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    if fs.flags & !(simple | libc::MS_STRICTATIME | libc::MS_RELATIME) != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let context = mount::fsopen(&fs.fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    mount::fsconfig_set_string(context.as_fd(), "source", &fs.fstype)?;
+    for option in fs.data.split(',').filter(|o| !o.is_empty()) {
+        match option.split_once('=') {
+            Some((key, value)) => mount::fsconfig_set_string(context.as_fd(), key, value)?,
+            None => mount::fsconfig_set_flag(context.as_fd(), option)?,
+        }
+    }
+    mount::fsconfig_create(context.as_fd())?;
+    Ok(mount::fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attrs,
     )?)
-}
-
-fn clone_of(fd: &OwnedFd) -> io::Result<OwnedFd> {
-    use std::os::fd::AsRawFd;
-    sys::open_tree_clone(fd.as_raw_fd(), Path::new(""), true)
 }
 
 fn empty_tmpfs() -> io::Result<OwnedFd> {
-    use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags};
-    let fs = mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    mount::fsconfig_set_string(fs.as_fd(), "size", "0")?;
-    mount::fsconfig_create(fs.as_fd())?;
-    Ok(mount::fsmount(
-        fs.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
-    )?)
-}
-
-const IN_ROOT: u64 = sys::RESOLVE_IN_ROOT | sys::RESOLVE_NO_MAGICLINKS;
-
-fn existing(root: &OwnedFd, p: &Path) -> StepResult<Option<OwnedFd>> {
-    match sys::openat2(root.as_fd(), p, libc::O_PATH, 0, IN_ROOT) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
-        Err(e) => Err(format!("open {}: {}", p.display(), os_text(&e))),
-    }
-}
-
-/// Opens the path inside the root, making what is missing: directories (0755), and for a file mount an empty file. A
-/// link that leads nowhere (/var/run to a missing /run) gets its target made, inside the root.
-pub fn ensure(root: &OwnedFd, path: &Path, is_dir: bool) -> io::Result<OwnedFd> {
-    ensure_within(root, path, is_dir, 40)
-}
-
-fn ensure_within(root: &OwnedFd, path: &Path, is_dir: bool, links: u32) -> io::Result<OwnedFd> {
-    match sys::openat2(root.as_fd(), path, libc::O_PATH, 0, IN_ROOT) {
-        Ok(fd) => return Ok(fd),
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) && links > 0 => {}
-        Err(e) => return Err(e),
-    }
-    let parts: Vec<&OsStr> = path
-        .components()
-        .filter_map(|c| {
-            if let Component::Normal(n) = c {
-                Some(n)
-            } else {
-                None
-            }
-        })
-        .collect();
-    let mut done = PathBuf::from("/");
-    for (i, name) in parts.iter().enumerate() {
-        let file = i + 1 == parts.len() && !is_dir;
-        let parent = sys::openat2(
-            root.as_fd(),
-            &done,
-            libc::O_PATH | libc::O_DIRECTORY,
-            0,
-            IN_ROOT,
-        )?;
-        let above = done.clone();
-        done.push(name);
-        match sys::openat2(root.as_fd(), &done, libc::O_PATH, 0, IN_ROOT) {
-            Ok(_) => continue,
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(e) => return Err(e),
-        }
-        if let Ok(target) = rustix::fs::readlinkat(&parent, *name, Vec::new()) {
-            let target = above.join(OsStr::from_bytes(target.to_bytes()));
-            ensure_within(
-                root,
-                &super::build::clean(&target.to_string_lossy()),
-                !file,
-                links - 1,
-            )?;
-        } else {
-            create(parent.as_fd(), name, file)?;
-        }
-    }
-    sys::openat2(root.as_fd(), path, libc::O_PATH, 0, IN_ROOT)
-}
-
-fn create(parent: BorrowedFd<'_>, name: &OsStr, file: bool) -> io::Result<()> {
-    use rustix::fs::{Mode, OFlags};
-    let r = if file {
-        rustix::fs::openat(
-            parent,
-            name,
-            OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::from_raw_mode(0o644),
-        )
-        .map(drop)
-    } else {
-        rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))
-    };
-    match r {
-        Err(rustix::io::Errno::EXIST) => Ok(()),
-        r => Ok(r?),
-    }
-}
-
-/// The current process's view of an O_PATH descriptor, for calls that want a path.
-fn fd_path(fd: &OwnedFd) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-}
-
-fn mount_fs(root: &OwnedFd, m: &MountSpec, fs: &FsMount) -> StepResult<()> {
-    let what = format!("mount {} at {}", fs.fstype, m.target.display());
-    let target = step(&what, ensure(root, &m.target, true))?;
-    // /proc is not there yet when the first mounts are made, so go by the descriptor's directory instead of a path.
-    let here = step(
-        &what,
-        rustix::process::fchdir(&target).map_err(io::Error::from),
-    );
-    here?;
-    let mounted = sys::mount(&fs.fstype, Path::new("."), &fs.fstype, fs.flags, &fs.data);
-    let _ = std::env::set_current_dir("/");
-    step(&what, mounted)?;
-    if fs.readonly {
-        let top = step(&what, ensure(root, &m.target, true))?;
-        step(
-            &what,
-            sys::mount_setattr(top.as_fd(), false, sys::MOUNT_ATTR_RDONLY, 0),
-        )?;
-    }
-    Ok(())
+    fs_tree(&FsMount {
+        fstype: "tmpfs".into(),
+        flags: 0,
+        data: "size=0".into(),
+        readonly: true,
+    })
 }
 
 pub use skiff_cgroup::CgroupMount;
 
 fn mount_cgroups(
     root: &OwnedFd,
-    m: &MountSpec,
+    at: &Path,
     readonly: bool,
     cgroups: &[CgroupMount],
 ) -> StepResult<()> {
-    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RELATIME;
-    let one = |target: &Path, fstype: &str, data: &str, readonly: bool| {
-        let fs = FsMount {
+    let what = format!("mount the cgroups at {}", at.display());
+    let tree = |fstype: &str, data: &str, readonly: bool| {
+        fs_tree(&FsMount {
             fstype: fstype.into(),
-            flags,
+            flags: libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
             data: data.into(),
             readonly,
-        };
-        mount_fs(
-            root,
-            &MountSpec {
-                target: target.to_path_buf(),
-                kind: MountKind::Fs(fs.clone()),
-            },
-            &fs,
-        )
+        })
     };
     if let [only] = cgroups
         && only.name.is_empty()
     {
-        return one(&m.target, &only.fstype, "", readonly);
+        return attach_own(root, at, &step(&what, tree(&only.fstype, "", readonly))?);
     }
-    one(&m.target, "tmpfs", "mode=755,size=64k", false)?;
+    let top = step(&what, tree("tmpfs", "mode=755,size=64k", false))?;
+    attach_own(root, at, &top)?;
     for c in cgroups {
         // A hierarchy that cannot be mounted here (another user namespace owns it) is left out, as runc does.
-        if one(&m.target.join(&c.name), &c.fstype, &c.data, readonly).is_err() {
+        let Ok(t) = tree(&c.fstype, &c.data, readonly) else {
             continue;
-        }
+        };
+        attach_own(&top, &Path::new("/").join(&c.name), &t)?;
         for link in &c.links {
-            let _ = std::os::unix::fs::symlink(&c.name, m.target.join(link));
+            let _ = rustix::fs::symlinkat(&*c.name, &top, &**link);
         }
     }
     if readonly {
-        let top = step("open /sys/fs/cgroup", ensure(root, &m.target, true))?;
         step(
             "make /sys/fs/cgroup read-only",
             sys::mount_setattr(top.as_fd(), false, sys::MOUNT_ATTR_RDONLY, 0),
         )?;
     }
     Ok(())
-}
-
-/// Fills the fresh /dev: nodes and the usual links. The tmpfs is ours and empty, so plain paths are safe here.
-fn make_dev(root: &OwnedFd, devices: &[DeviceNode]) -> StepResult<()> {
-    for d in devices {
-        let what = format!("make the device {}", d.path.display());
-        if let Some(parent) = d.path.parent() {
-            step(&what, ensure(root, parent, true))?;
-        }
-        let kind = if d.kind == 'b' {
-            libc::S_IFBLK
-        } else {
-            libc::S_IFCHR
-        };
-        match sys::mknod(&d.path, kind | d.mode, d.major, d.minor) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
-            Err(e) => return Err(format!("{what}: {}", os_text(&e))),
-        }
-        step(
-            &what,
-            std::fs::set_permissions(&d.path, std::fs::Permissions::from_mode(d.mode)),
-        )?;
-        if (d.uid, d.gid) != (0, 0) {
-            step(
-                &what,
-                std::os::unix::fs::chown(&d.path, Some(d.uid), Some(d.gid)),
-            )?;
-        }
-    }
-    for (link, target) in [
-        ("/dev/fd", "/proc/self/fd"),
-        ("/dev/stdin", "/proc/self/fd/0"),
-        ("/dev/stdout", "/proc/self/fd/1"),
-        ("/dev/stderr", "/proc/self/fd/2"),
-        ("/dev/ptmx", "pts/ptmx"),
-    ] {
-        step(
-            format_args!("link {link}"),
-            std::os::unix::fs::symlink(target, link).or_else(exists_ok),
-        )?;
-    }
-    Ok(())
-}
-
-fn exists_ok(e: io::Error) -> io::Result<()> {
-    if e.kind() == io::ErrorKind::AlreadyExists {
-        Ok(())
-    } else {
-        Err(e)
-    }
-}
-
-/// Opens a new pty inside the container's /dev/pts and binds it on /dev/console (as runc does for terminals).
-pub fn open_pty(uid: u32) -> StepResult<(OwnedFd, OwnedFd)> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let master = step(
-        "open /dev/pts/ptmx",
-        rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).map_err(io::Error::from),
-    )?;
-    step(
-        "unlock the terminal",
-        rustix::pty::unlockpt(&master).map_err(io::Error::from),
-    )?;
-    let slave = step("open the terminal", sys::pty_peer(master.as_fd()))?;
-    let _ = rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(uid)), None);
-    Ok((master, slave))
-}
-
-/// Binds the terminal on /dev/console.
-pub fn bind_console(slave: &OwnedFd) -> StepResult<()> {
-    let root = step("open the root", open_dir(Path::new("/")))?;
-    let target = step(
-        "make /dev/console",
-        ensure(&root, Path::new("/dev/console"), false),
-    )?;
-    let path = step("name the terminal", std::fs::read_link(fd_path(slave)))?;
-    let tree = step(
-        "clone the terminal",
-        sys::open_tree_clone(libc::AT_FDCWD, &path, false),
-    )?;
-    step(
-        "mount /dev/console",
-        sys::move_mount_to_fd(tree.as_fd(), target.as_fd()),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_target_with_a_link_out_of_the_root_is_made_inside_it() {
-        let t = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("/../../outside", t.path().join("link")).unwrap();
-        std::fs::create_dir(t.path().join("outside")).unwrap();
-        let root = open_dir(t.path()).unwrap();
-        ensure(&root, Path::new("/link/a/b"), true).unwrap();
-        assert!(t.path().join("outside/a/b").is_dir());
-        std::os::unix::fs::symlink("/run", t.path().join("var")).unwrap();
-        ensure(&root, Path::new("/var/secrets/token"), false).unwrap();
-        assert!(t.path().join("run/secrets/token").is_file());
-        std::os::unix::fs::symlink("loop", t.path().join("loop")).unwrap();
-        assert!(ensure(&root, Path::new("/loop/x"), true).is_err());
-        ensure(&root, Path::new("/x/y/file"), false).unwrap();
-        assert!(t.path().join("x/y/file").is_file());
-    }
 }

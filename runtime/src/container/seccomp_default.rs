@@ -35,7 +35,8 @@ signalfd4 sigprocmask sigreturn socketcall socketpair splice stat stat64 statfs 
 sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime
 timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime
 timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask uname unlink unlinkat utime utimensat
-utimensat_time64 utimes vfork vmsplice wait4 waitid waitpid write writev
+utimensat_time64 utimes vfork vmsplice wait4 waitid waitpid write writev mseal setxattrat getxattrat listxattrat
+removexattrat
 ";
 
 /// Allowed on x86-64 only.
@@ -85,9 +86,28 @@ pub const ALLOWED_WITH: [(&str, &str); 15] = [
 /// Values of personality(2) that change nothing dangerous: Linux, 32-bit Linux, UNAME26 of each, and the query.
 pub const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x20000, 0x20008, 0xffff_ffff];
 
-/// Calls younger than the libseccomp of Debian 12, by the number they have on every architecture: cachestat, fchmodat2,
-/// map_shadow_stack, futex_wake, futex_wait, futex_requeue, mseal, setxattrat, getxattrat, listxattrat, removexattrat.
-pub const ALLOWED_YOUNG: [u32; 11] = [451, 452, 453, 454, 455, 456, 462, 463, 464, 465, 466];
+/// Calls younger than the libseccomp of Debian 12, with the number they have on every architecture.
+pub const YOUNG: [(&str, u32); 19] = [
+    ("cachestat", 451),
+    ("fchmodat2", 452),
+    ("map_shadow_stack", 453),
+    ("futex_wake", 454),
+    ("futex_wait", 455),
+    ("futex_requeue", 456),
+    ("statmount", 457),
+    ("listmount", 458),
+    ("lsm_get_self_attr", 459),
+    ("lsm_set_self_attr", 460),
+    ("lsm_list_modules", 461),
+    ("mseal", 462),
+    ("setxattrat", 463),
+    ("getxattrat", 464),
+    ("listxattrat", 465),
+    ("removexattrat", 466),
+    ("open_tree_attr", 467),
+    ("file_getattr", 468),
+    ("file_setattr", 469),
+];
 
 /// Higher numbers did not exist when this was written: they answer ENOSYS, so that programs fall back, as runc does.
 pub const LAST_KNOWN: u32 = 469;

@@ -143,6 +143,8 @@ pub struct ProcessSpec {
     pub no_new_privs: bool,
     /// File that holds the compiled seccomp program; none means unconfined.
     pub seccomp: Option<PathBuf>,
+    /// SECCOMP_FILTER_FLAG_* that the profile asks for.
+    pub seccomp_flags: u32,
     /// Wished oom_score_adj; clamped (with a warning) to what the kernel lets us set.
     pub oom_score_adj: Option<i32>,
     pub tty: bool,

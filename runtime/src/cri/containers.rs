@@ -6,8 +6,10 @@ use super::{
     encode_pb, fields, internal, stats,
 };
 use crate::cgroup::{Resources, devices};
-use crate::container::build::{self, Inputs, SeccompWish};
+use crate::container::build::{self, Inputs};
+use crate::container::confine::{self, SeccompWish};
 use crate::container::seccomp;
+use crate::container::seccomp_profile::Subject;
 use crate::container::spec::{Exited, PidMode, Started};
 use crate::images::lower::Lower;
 use crate::images::rootfs::{OverlayOptions, overlay_fd, parse_signal, read_in_root};
@@ -84,6 +86,26 @@ fn read_user_files(root: &OwnedFd) -> Result<(String, String), Status> {
             .map_err(image_error)
     };
     Ok((read("etc/passwd")?, read("etc/group")?))
+}
+
+/// A seccomp profile's text: a regular file of at most 1 MiB.
+fn read_profile(p: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+    const LIMIT: u64 = 1 << 20;
+    let file = std::fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(p)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    let mut text = Vec::new();
+    file.take(LIMIT + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > LIMIT {
+        return Err(std::io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(text)
 }
 
 fn make_dir(p: &Path) -> std::io::Result<()> {
@@ -258,7 +280,8 @@ impl Runtime {
             // The target is named by a full or short id; the shim knows only full ones.
             spec.pid = PidMode::Target(self.container(target)?.id.clone());
         }
-        spec.process.seccomp = self.seccomp_file(&config, spec.process.caps.bounding)?;
+        (spec.process.seccomp, spec.process.seccomp_flags) =
+            self.seccomp_file(&config, spec.process.caps.bounding)?;
         let parent = sandbox
             .config
             .linux
@@ -310,25 +333,28 @@ impl Runtime {
         Ok(c)
     }
 
-    /// The compiled filter's file, made when it is first wanted.
+    /// The compiled filter's file, made when it is first wanted, and the flags to load it with.
     fn seccomp_file(
         &self,
         config: &v1::ContainerConfig,
         bounding: u64,
-    ) -> Result<Option<PathBuf>, Status> {
-        match build::seccomp_wish(config).map_err(Status::invalid_argument)? {
-            SeccompWish::Unconfined => Ok(None),
-            SeccompWish::Default => self.default_seccomp(bounding).map(Some),
+    ) -> Result<(Option<PathBuf>, u32), Status> {
+        match confine::seccomp_wish(&build::security(config)).map_err(Status::invalid_argument)? {
+            SeccompWish::Unconfined => Ok((None, 0)),
+            SeccompWish::Default => Ok((Some(self.default_seccomp(bounding)?), 0)),
             SeccompWish::File(p) => {
-                let json = std::fs::read(&p).map_err(|e| {
+                let wrong = |e: &dyn std::fmt::Display| {
                     Status::invalid_argument(format!("seccomp profile {}: {e}", p.display()))
-                })?;
-                let digest: String = Sha256::digest(&json)
+                };
+                let json = read_profile(&p).map_err(|e| wrong(&e))?;
+                let (program, flags) =
+                    seccomp::compile_json(&json, Subject::here(bounding)).map_err(|e| wrong(&e))?;
+                // By what comes out: what a profile means depends on the container and the node.
+                let digest: String = Sha256::digest(&program)
                     .iter()
                     .map(|b| format!("{b:02x}"))
                     .collect();
-                self.compiled(&digest, || seccomp::compile_json(&json))
-                    .map(Some)
+                Ok((Some(self.compiled(&digest, || Ok(program))?), flags))
             }
         }
     }

@@ -4,6 +4,7 @@
 //!
 //! What refuses values that only make sense later (users, devices, seccomp) stands where they are used.
 
+use crate::container::confine;
 use k8s_cri::v1;
 use tonic::Status;
 
@@ -168,22 +169,12 @@ fn sandbox_security(s: &v1::LinuxSandboxSecurityContext) -> Checked {
     } = s;
     unsupported(
         "linux.security_context.selinux_options",
-        selinux_options.as_ref().is_some_and(selinux_set),
+        selinux_options.as_ref().is_some_and(confine::wants_label),
     )?;
     match namespace_options {
         Some(n) => namespaces(n, false),
         None => Ok(()),
     }
-}
-
-fn selinux_set(s: &v1::SeLinuxOption) -> bool {
-    let v1::SeLinuxOption {
-        user,
-        role,
-        r#type,
-        level,
-    } = s;
-    [user, role, r#type, level].iter().any(|f| !f.is_empty())
 }
 
 /// Network and IPC are the pod's or the node's (CRI); only the container's process namespace has more choice.
@@ -419,7 +410,7 @@ fn container_security(s: &v1::LinuxContainerSecurityContext) -> Checked {
     {}
     unsupported(
         &field("selinux_options"),
-        selinux_options.as_ref().is_some_and(selinux_set),
+        selinux_options.as_ref().is_some_and(confine::wants_label),
     )?;
     // Merge is the wider policy: one that is not understood must not become it.
     let _: v1::SupplementalGroupsPolicy = known(
@@ -658,7 +649,7 @@ mod tests {
                 linux(|l| {
                     l.security_context = Some(v1::LinuxSandboxSecurityContext {
                         selinux_options: Some(v1::SeLinuxOption {
-                            level: s("s0"),
+                            level: s("s0:c1"),
                             ..Default::default()
                         }),
                         ..Default::default()

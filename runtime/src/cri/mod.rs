@@ -11,7 +11,6 @@ mod stats;
 mod status;
 mod stream;
 
-pub(crate) use sandbox::default_sysctls;
 pub(crate) use stream::Backend;
 
 use crate::cgroup::Hierarchies;

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::container::build::sandbox_namespaces;
 use crate::container::spec::{Exited, Started};
+use crate::container::sysctl;
 use crate::shim::client::{Event, Events, Shim, ShimError, Subscription};
 use crate::shim::protocol::ShimConfig;
 use crate::{state, sys};
@@ -39,25 +40,11 @@ fn resolv_conf(dns: Option<&v1::DnsConfig>) -> Option<String> {
     (!out.is_empty()).then_some(out)
 }
 
-/// containerd's defaults for a network namespace of its own, which let any user bind low ports and send pings.
-pub(crate) fn default_sysctls() -> BTreeMap<String, String> {
-    BTreeMap::from([
-        ("net.ipv4.ip_unprivileged_port_start".into(), "0".into()),
-        ("net.ipv4.ping_group_range".into(), "0 2147483647".into()),
-    ])
-}
-
-/// Sysctls of the pod: the request's over the defaults.
-fn sysctls(config: &v1::PodSandboxConfig, host_network: bool) -> BTreeMap<String, String> {
-    let mut out = if host_network {
-        BTreeMap::new()
-    } else {
-        default_sysctls()
-    };
-    if let Some(l) = &config.linux {
-        out.extend(l.sysctls.clone());
-    }
-    out
+/// The pod's kernel settings.
+fn sysctls(config: &v1::PodSandboxConfig) -> Result<BTreeMap<String, String>, String> {
+    let ns = sandbox_namespaces(config);
+    let asked = config.linux.iter().flat_map(|l| &l.sysctls);
+    sysctl::of_pod(asked, ns.network == NODE, ns.ipc == NODE)
 }
 
 /// Writes the files that the pod's containers share.
@@ -168,6 +155,8 @@ impl Runtime {
             .metadata
             .clone()
             .ok_or_else(|| Status::invalid_argument("the sandbox metadata is missing"))?;
+        // Before anything is made.
+        sysctls(&config).map_err(Status::invalid_argument)?;
         let reservation = self.reserve(sandbox_name(&metadata))?;
         self.warm_cgroups();
         let id = state::new_id();
@@ -223,7 +212,7 @@ impl Runtime {
             host_network,
             host_ipc: ns.ipc == NODE,
             share_pid: ns.pid == v1::NamespaceMode::Pod as i32,
-            sysctls: sysctls(&s.config, host_network),
+            sysctls: sysctls(&s.config).map_err(Status::invalid_argument)?,
             cgroup_mounts: self.cgroups.mounts().into_iter().map(Into::into).collect(),
             tied: false,
         };

@@ -112,11 +112,9 @@ impl Shim {
             .map_err(failed("write shim.json"))?;
         let listener = socket::listen(&dir.join("s")).map_err(failed("make the shim's socket"))?;
         let (mut ready, ready_w) = io::pipe().map_err(failed("make a pipe"))?;
-        let guarded = protected(exe);
-        let program = match &guarded {
-            Ok(fd) => PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
-            Err(_) => exe.to_path_buf(),
-        };
+        // Without it a container could overwrite the program (CVE-2019-5736), so a failure is one.
+        let guarded = protected(exe).map_err(failed("protect the program of the shim"))?;
+        let program = PathBuf::from(format!("/proc/self/fd/{}", guarded.as_raw_fd()));
         let mut child = std::process::Command::new(program)
             .arg0("skiff")
             .arg("shim")

@@ -87,6 +87,10 @@ pub struct Container {
     pub attached: Vec<Attached>,
     pub log: Option<LogFile>,
     pub cgroup_procs: Vec<PathBuf>,
+    /// The mount at its /proc, for containers that join its process namespace.
+    pub proc: Option<OwnedFd>,
+    /// Its devpts, for terminals of exec'd processes.
+    pub pts: Option<OwnedFd>,
     oom_file: Option<PathBuf>,
     kill_file: Option<PathBuf>,
     own_pid_ns: bool,
@@ -109,6 +113,8 @@ impl Container {
             attached: Vec::new(),
             log,
             cgroup_procs: spec.cgroup_procs.clone(),
+            proc: None,
+            pts: None,
             oom_file: spec.oom_file.clone(),
             kill_file: spec.kill_file.clone(),
             own_pid_ns: spec.pid == PidMode::Container,

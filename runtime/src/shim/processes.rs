@@ -5,7 +5,7 @@ use super::containers::{Attached, Container, STDOUT, Sink, Source};
 use super::log::LogFile;
 use super::protocol::Reply;
 use super::server::Shim;
-use crate::container::init::ChildIo;
+use crate::container::init::{ChildIo, Inherited, Sent, SharedPids};
 use crate::container::rootfs::{StepResult, step};
 use crate::container::spec::{ContainerSpec, Exited, PidMode, ProcessSpec, Started};
 use crate::container::{exec, init};
@@ -19,9 +19,12 @@ pub struct Pending {
     pub pid: i32,
     pub error: OwnedFd,
     pub text: Vec<u8>,
-    pub tty: Option<OwnedFd>,
+    /// Where its descriptors come from.
+    pub channel: OwnedFd,
     pub conn: u64,
     pub exec: bool,
+    /// It is outside of the container's process namespace: the process that counts is another one, born by it at the end.
+    pub born: bool,
 }
 
 pub struct Exec {
@@ -30,31 +33,54 @@ pub struct Exec {
 }
 
 impl Shim {
-    /// Forks with the child in the wanted pid namespace and, on v2, already in its cgroup; the flag says whether it is.
-    /// The shim itself never changes its own.
-    fn fork_in(
-        &self,
-        cgroup_procs: &[PathBuf],
-        enter: impl FnOnce() -> io::Result<()>,
-    ) -> StepResult<(i32, bool)> {
+    /// Forks with the child, on v2, already in its cgroup; the flag says whether it is. With `own` it is pid 1 of a new
+    /// pid namespace. The shim itself never changes its own.
+    fn fork_in(&self, cgroup_procs: &[PathBuf], own: bool) -> StepResult<(i32, bool)> {
         let v2 = match cgroup_procs {
             [only] => only.parent().and_then(|d| std::fs::File::open(d).ok()),
             _ => None,
         };
-        step("choose the pid namespace", enter())?;
+        if own {
+            step("make a pid namespace", sys::unshare(libc::CLONE_NEWPID))?;
+        }
         let pid = match v2.as_ref().map(|d| sys::fork_into(d.as_fd())) {
             Some(Ok(pid)) => Ok((pid, true)),
             // An old kernel, or the only hierarchy is a v1 one.
             _ => sys::fork().map(|pid| (pid, false)),
         };
-        if matches!(pid, Ok((0, _))) {
-            return step("fork", pid);
+        if own && !matches!(pid, Ok((0, _))) {
+            step(
+                "come back to the own pid namespace",
+                sys::setns(self.born.own_pid_ns.as_fd(), libc::CLONE_NEWPID),
+            )?;
         }
-        step(
-            "come back to the own pid namespace",
-            sys::setns(self.born.own_pid_ns.as_fd(), libc::CLONE_NEWPID),
-        )?;
         step("fork", pid)
+    }
+
+    /// The process namespace that a container is born into, if others are in it already.
+    fn shared_pids(&mut self, pid: &PidMode) -> StepResult<Option<SharedPids>> {
+        match pid {
+            PidMode::Container | PidMode::Node => Ok(None),
+            PidMode::Pod => match &self.born.pod_pid {
+                Some((_, s)) => Ok(Some(SharedPids {
+                    holder: step("hold the pod's pid namespace", s.holder.try_clone())?,
+                    proc: step("hold the pod's procfs", s.proc.try_clone())?,
+                })),
+                None => Err("the pod was made without a shared process namespace".into()),
+            },
+            PidMode::Target(id) => {
+                let c = self
+                    .running(id)
+                    .map_err(|(_, m)| format!("target of the process namespace: {m}"))?;
+                let Some(proc) = &c.proc else {
+                    return Err(format!("container {id} has no /proc of its own to share"));
+                };
+                Ok(Some(SharedPids {
+                    proc: step("hold the target's procfs", proc.try_clone())?,
+                    holder: step("open the target's pid namespace", sys::pidfd_open(c.pid))?,
+                }))
+            }
+        }
     }
 
     pub(super) fn start(
@@ -87,12 +113,8 @@ impl Shim {
             });
         }
         let mut io = ChildIo::default();
-        let mut tty = None;
-        let mut tty_child = None;
-        if spec.process.tty {
-            let (ours, theirs) = step("make a channel", channel())?;
-            (tty, tty_child) = (Some(ours), Some(theirs));
-        } else {
+        let (ours, theirs) = step("make a channel", channel())?;
+        if !spec.process.tty {
             let (out_r, out_w) = step("make a pipe", sys::pipe())?;
             let (err_r, err_w) = step("make a pipe", sys::pipe())?;
             io.stdout = Some(out_w);
@@ -108,39 +130,18 @@ impl Shim {
                 container.stdin = Some(w);
             }
         }
-        let (error_r, error_w) = step("make a pipe", sys::pipe())?;
-        step(
-            "set up the error pipe",
-            sys::set_nonblocking(error_r.as_fd(), true),
-        )?;
-
-        let target = match &spec.pid {
-            PidMode::Container | PidMode::Node => None,
-            PidMode::Pod => match &self.born.pod_pid {
-                Some((_, fd)) => Some(step("hold the pod's pid namespace", fd.try_clone())?),
-                None => return Err("the pod was made without a shared process namespace".into()),
-            },
-            PidMode::Target(id) => {
-                let pid = self
-                    .running(id)
-                    .map_err(|(_, m)| format!("target of the process namespace: {m}"))?
-                    .pid;
-                Some(step(
-                    "open the target's pid namespace",
-                    sys::pidfd_open(pid),
-                )?)
-            }
-        };
-        let own = spec.pid == PidMode::Container;
-        let (pid, joined) = self.fork_in(&spec.cgroup_procs, || match &target {
-            Some(fd) => sys::setns(fd.as_fd(), libc::CLONE_NEWPID),
-            None if own => sys::unshare(libc::CLONE_NEWPID),
-            None => Ok(()),
-        })?;
+        let (error_r, error_w) = error_pipe()?;
+        let shared = self.shared_pids(&spec.pid)?;
+        let (pid, joined) = self.fork_in(&spec.cgroup_procs, spec.pid == PidMode::Container)?;
         if pid == 0 {
-            drop(error_r);
             let join = if joined { &[][..] } else { &spec.cgroup_procs };
-            init::run_init(spec, join, &self.cgroups, io, tty_child, error_w);
+            let got = Inherited {
+                io,
+                channel: Some(theirs),
+                error: error_w,
+                procfs: &self.born.procfs,
+            };
+            init::run_init(spec, join, &self.cgroups, shared.as_ref(), got);
         }
         container.pid = pid;
         self.containers.push(container);
@@ -148,9 +149,10 @@ impl Shim {
             pid,
             error: error_r,
             text: Vec::new(),
-            tty,
+            channel: ours,
             conn,
             exec: false,
+            born: shared.is_some(),
         });
         Ok(())
     }
@@ -164,32 +166,30 @@ impl Shim {
     ) -> Result<(), (bool, String)> {
         let c = self.running(id)?;
         let (target, cgroups) = (c.pid, c.cgroup_procs.clone());
+        let pts = c.pts.as_ref().and_then(|fd| fd.try_clone().ok());
         let go = || -> StepResult<()> {
-            let pidfd = step("open the container", sys::pidfd_open(target))?;
-            let (error_r, error_w) = step("make a pipe", sys::pipe())?;
-            step(
-                "set up the error pipe",
-                sys::set_nonblocking(error_r.as_fd(), true),
-            )?;
-            let (mut tty, mut tty_child) = (None, None);
-            if process.tty {
-                let (ours, theirs) = step("make a channel", channel())?;
-                (tty, tty_child) = (Some(ours), Some(theirs));
-            }
-            let (pid, joined) =
-                self.fork_in(&cgroups, || sys::setns(pidfd.as_fd(), libc::CLONE_NEWPID))?;
+            let target = step("open the container", sys::pidfd_open(target))?;
+            let (error_r, error_w) = error_pipe()?;
+            let (ours, theirs) = step("make a channel", channel())?;
+            let (pid, joined) = self.fork_in(&cgroups, false)?;
             if pid == 0 {
-                drop(error_r);
                 let join = if joined { &[][..] } else { &cgroups };
-                exec::run_exec(process, join, pidfd.as_fd(), io, tty_child, error_w);
+                let got = Inherited {
+                    io,
+                    channel: Some(theirs),
+                    error: error_w,
+                    procfs: &self.born.procfs,
+                };
+                exec::run_exec(process, join, &target, pts.as_ref(), got);
             }
             self.pending.push(Pending {
                 pid,
                 error: error_r,
                 text: Vec::new(),
-                tty,
+                channel: ours,
                 conn,
                 exec: true,
+                born: true,
             });
             Ok(())
         };
@@ -211,8 +211,11 @@ impl Shim {
                 Err(_) => return,
             }
         }
-        let p = self.pending.swap_remove(at);
-        let master = p.tty.as_ref().and_then(receive_fd);
+        let mut p = self.pending.swap_remove(at);
+        let child = exec::take_birth_note(&mut p.text);
+        if p.text.is_empty() && p.born && child.is_none() {
+            p.text = b"the process was killed before its program ran".to_vec();
+        }
         if !p.text.is_empty() {
             let message = String::from_utf8_lossy(&p.text).into_owned();
             if !p.exec {
@@ -227,27 +230,46 @@ impl Shim {
                 vec![],
             );
         }
+        let sent = match sys::set_nonblocking(p.channel.as_fd(), true) {
+            Ok(()) => Sent::receive(&p.channel),
+            Err(_) => Sent::default(),
+        };
+        let pid = child.unwrap_or(pid);
         if p.exec {
             self.execs.push(Exec { pid, conn: p.conn });
             // Whoever asked has given up waiting and could not kill what it does not know.
-            if !self.connected(p.conn) {
+            let ended = self.unclaimed.iter().any(|(p, _)| *p == pid);
+            if !ended && !self.connected(p.conn) {
                 let _ = sys::kill(-pid, libc::SIGKILL);
                 let _ = sys::kill(pid, libc::SIGKILL);
             }
-            return self.reply(
+            self.reply(
                 p.conn,
                 &Reply::ExecStarted { pid },
-                master.into_iter().collect(),
+                sent.master.into_iter().collect(),
             );
+        } else {
+            self.started(&p, pid, sent);
         }
+        // It may have ended before we knew that it was ours.
+        if let Some(at) = self.unclaimed.iter().position(|(p, _)| *p == pid) {
+            let (_, status) = self.unclaimed.swap_remove(at);
+            self.ended(pid, status);
+        }
+    }
+
+    /// A container's program runs.
+    fn started(&mut self, p: &Pending, pid: i32, sent: Sent) {
         let started = Started {
             pid,
             started_at: sys::now_ns(),
         };
-        let Some(c) = self.container_of(pid) else {
+        let Some(c) = self.container_of(p.pid) else {
             return;
         };
-        if let Some(master) = master {
+        c.pid = pid;
+        (c.proc, c.pts) = (sent.proc, sent.pts);
+        if let Some(master) = sent.master {
             c.stdin = master.try_clone().ok();
             c.sources[STDOUT] = Source::new(master, "stdout").ok();
         }
@@ -276,24 +298,37 @@ impl Shim {
         while sys::read(self.sigchld.as_fd(), &mut info).is_ok_and(|n| n > 0) {}
         while let Some((pid, status)) = sys::wait_any_nohang() {
             self.resolve(pid, true);
-            if let Some(at) = self.execs.iter().position(|e| e.pid == pid) {
-                let e = self.execs.swap_remove(at);
-                self.reply(
-                    e.conn,
-                    &Reply::ExecExited {
-                        code: sys::exit_code(status),
-                    },
-                    vec![],
-                );
-            } else if let Some(c) = self.container_of(pid) {
-                c.end(status);
-                let mut buffer = [0; 32 * 1024];
-                c.drain(&mut buffer);
-            } else if self.born.pod_pid.as_ref().is_some_and(|(p, _)| *p == pid) {
-                // The pod's pid 1 was killed: the kernel ends all its containers, whose exits follow.
-                self.born.pod_pid = None;
+            if !self.ended(pid, status) && self.pending.iter().any(|p| p.born) {
+                self.unclaimed.push((pid, status));
             }
         }
+        if !self.pending.iter().any(|p| p.born) {
+            self.unclaimed = Vec::new();
+        }
+    }
+
+    /// A child ended. False if it is none that we know.
+    fn ended(&mut self, pid: i32, status: i32) -> bool {
+        if let Some(at) = self.execs.iter().position(|e| e.pid == pid) {
+            let e = self.execs.swap_remove(at);
+            self.reply(
+                e.conn,
+                &Reply::ExecExited {
+                    code: sys::exit_code(status),
+                },
+                vec![],
+            );
+        } else if let Some(c) = self.container_of(pid) {
+            c.end(status);
+            let mut buffer = [0; 32 * 1024];
+            c.drain(&mut buffer);
+        } else if self.born.pod_pid.as_ref().is_some_and(|(p, _)| *p == pid) {
+            // The pod's pid 1 was killed: the kernel ends all its containers, whose exits follow.
+            self.born.pod_pid = None;
+        } else {
+            return false;
+        }
+        true
     }
 
     /// Tells the ends of containers whose output is complete.
@@ -326,7 +361,7 @@ fn finish_sinks(mut c: Container) {
     if sinks.is_empty() || !matches!(sys::fork(), Ok(0)) {
         return;
     }
-    sys::close_others(&sinks.iter().map(|s| s.fd.as_raw_fd()).collect::<Vec<_>>());
+    let _ = sys::close_others(&sinks.iter().map(|s| s.fd.as_raw_fd()).collect::<Vec<_>>());
     for s in &sinks {
         let _ = sys::set_nonblocking(s.fd.as_fd(), false);
     }
@@ -336,7 +371,7 @@ fn finish_sinks(mut c: Container) {
     sys::exit_now(0);
 }
 
-fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(super) fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     Ok(socketpair(
         AddressFamily::UNIX,
@@ -346,11 +381,14 @@ fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
-fn receive_fd(channel: &OwnedFd) -> Option<OwnedFd> {
-    sys::set_nonblocking(channel.as_fd(), true).ok()?;
-    let (mut byte, mut fds) = ([0], Vec::new());
-    sys::recv_with_fds(channel.as_fd(), &mut byte, &mut fds).ok()?;
-    fds.pop()
+/// (what we read, what the child writes): its end of file says that the program runs.
+fn error_pipe() -> StepResult<(OwnedFd, OwnedFd)> {
+    let (r, w) = step("make a pipe", sys::pipe())?;
+    step(
+        "set up the error pipe",
+        sys::set_nonblocking(r.as_fd(), true),
+    )?;
+    Ok((r, w))
 }
 
 /// Kept here so that the shim and the server write the same words for an end that no process reported.

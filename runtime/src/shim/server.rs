@@ -71,6 +71,8 @@ pub(super) struct Shim {
     pub(super) containers: Vec<Container>,
     pub(super) pending: Vec<Pending>,
     pub(super) execs: Vec<Exec>,
+    /// Children that were reaped while it was not known yet whether a pending process had become them.
+    pub(super) unclaimed: Vec<(i32, i32)>,
     pub(super) leaving: Option<u64>,
     /// When a tied shim ends if nobody listens (monotonic milliseconds).
     alone_at: Option<i64>,
@@ -117,6 +119,7 @@ impl Shim {
             containers: Vec::new(),
             pending: Vec::new(),
             execs: Vec::new(),
+            unclaimed: Vec::new(),
             leaving: None,
             text: sys::file_mappings(),
             quiet_at: Some(sys::monotonic_ms() + QUIET_MS),

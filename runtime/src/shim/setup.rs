@@ -1,11 +1,13 @@
 //! Owns the birth of a shim: daemonising, namespaces, sysctls, loopback. Runs once, before the loop.
 
 use super::protocol::ShimConfig;
+use crate::container::init::{Sent, SharedPids};
+use crate::container::procfs::Procfs;
 use crate::container::rootfs::{StepResult, step};
-use crate::container::{exec, init};
+use crate::container::{dev, exec, init, sysctl};
 use crate::sys;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What the loop starts with.
 pub struct Born {
@@ -14,8 +16,10 @@ pub struct Born {
     pub ready: OwnedFd,
     /// Own pid namespace, to come back to after a child was made in another.
     pub own_pid_ns: OwnedFd,
+    /// A procfs of the own process namespace, which nobody else sees: what the kernel is told for a child goes through it.
+    pub procfs: Procfs,
     /// Pid 1 and namespace of a pod that shares its processes.
-    pub pod_pid: Option<(i32, OwnedFd)>,
+    pub pod_pid: Option<(i32, SharedPids)>,
 }
 
 /// Detaches from the server: a second process in its own session goes on, the first leaves.
@@ -36,14 +40,12 @@ pub fn daemonise() -> StepResult<(OwnedFd, OwnedFd)> {
     let listener = step("keep the control socket", sys::dup_high(sys::std_fd(0)))?;
     let ready = step("keep the ready pipe", sys::dup_high(sys::std_fd(1)))?;
     // Whatever the server itself was started with must not reach a container.
-    sys::close_others(&[listener.as_raw_fd(), ready.as_raw_fd()]);
-    let null = step(
-        "open /dev/null",
-        std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null"),
+    step(
+        "close the server's descriptors",
+        sys::close_others(&[listener.as_raw_fd(), ready.as_raw_fd()]),
     )?;
+    step("make a session keyring", sys::new_session_keyring())?;
+    let null = step("make a null device", dev::private_null())?;
     for n in 0..=2 {
         step("close stdio", sys::dup_onto(null.as_fd(), n))?;
     }
@@ -65,7 +67,8 @@ pub fn enter(dir: &Path, listener: OwnedFd, ready: OwnedFd) -> StepResult<Born> 
         serde_json::from_slice(&text).map_err(|e| format!("read {}: {e}", file.display()))?;
     step("reap orphans", sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1))?;
     // The last thing the kernel should kill. Without CAP_SYS_RESOURCE it is refused and the server has warned already.
-    exec::set_oom_score_adj(-998);
+    let procfs = step("make a procfs", Procfs::open())?;
+    exec::set_oom_score_adj(&procfs, -998);
 
     let mut flags = 0;
     if !config.host_network {
@@ -80,10 +83,11 @@ pub fn enter(dir: &Path, listener: OwnedFd, ready: OwnedFd) -> StepResult<Born> 
         step("bring up lo", sys::link_up("lo"))?;
     }
     for (name, value) in &config.sysctls {
-        let path = sysctl_path(name)?;
+        // The server has looked; a record on disk is not believed.
+        let path = sysctl::path_of(name, config.host_network, config.host_ipc)?;
         step(
             format_args!("set the sysctl {name}"),
-            std::fs::write(&path, value),
+            procfs.write(&path, value.as_bytes()),
         )?;
     }
     let own_pid_ns: OwnedFd = step(
@@ -92,22 +96,7 @@ pub fn enter(dir: &Path, listener: OwnedFd, ready: OwnedFd) -> StepResult<Born> 
     )?
     .into();
     let pod_pid = if config.share_pid {
-        step(
-            "make the pod's pid namespace",
-            sys::unshare(libc::CLONE_NEWPID),
-        )?;
-        let pid = step("fork", sys::fork())?;
-        if pid == 0 {
-            init::run_pod_init();
-        }
-        step(
-            "leave the pod's pid namespace",
-            sys::setns(own_pid_ns.as_fd(), libc::CLONE_NEWPID),
-        )?;
-        Some((
-            pid,
-            step("open the pod's pid namespace", sys::pidfd_open(pid))?,
-        ))
+        Some(pod_init(&own_pid_ns)?)
     } else {
         None
     };
@@ -116,48 +105,39 @@ pub fn enter(dir: &Path, listener: OwnedFd, ready: OwnedFd) -> StepResult<Born> 
         listener,
         ready,
         own_pid_ns,
+        procfs,
         pod_pid,
     })
 }
 
-/// /proc/sys path of a sysctl name. Dots separate, or slashes do (an interface name may hold dots then), as in sysctl(8).
-fn sysctl_path(name: &str) -> StepResult<PathBuf> {
-    let relative = match (name.find('.'), name.find('/')) {
-        (_, None) => name.replace('.', "/"),
-        (Some(dot), Some(slash)) if dot < slash => name
-            .chars()
-            .map(|c| match c {
-                '.' => '/',
-                '/' => '.',
-                c => c,
-            })
-            .collect(),
-        _ => name.to_string(),
-    };
-    if relative.is_empty() || relative.split('/').any(|p| p.is_empty() || p == "..") {
-        return Err(format!("{name:?} is not the name of a sysctl"));
+/// Makes the pod's process namespace with its pid 1. Returns when that is as confined as it will be.
+fn pod_init(own_pid_ns: &OwnedFd) -> StepResult<(i32, SharedPids)> {
+    let (ours, theirs) = step("make a channel", super::processes::channel())?;
+    step(
+        "make the pod's pid namespace",
+        sys::unshare(libc::CLONE_NEWPID),
+    )?;
+    let pid = step("fork", sys::fork())?;
+    if pid == 0 {
+        drop(ours);
+        init::run_pod_init(theirs);
     }
-    Ok(Path::new("/proc/sys").join(relative))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sysctl_names_become_paths_below_proc_sys() {
-        assert_eq!(
-            sysctl_path("net.ipv4.ip_forward").unwrap(),
-            Path::new("/proc/sys/net/ipv4/ip_forward")
-        );
-        assert_eq!(
-            sysctl_path("net/ipv4/conf/eth0.1/forwarding").unwrap(),
-            Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
-        );
-        assert_eq!(
-            sysctl_path("net.ipv4.conf.eth0/1.forwarding").unwrap(),
-            Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
-        );
-        assert!(sysctl_path("a.../b").is_err() && sysctl_path("").is_err());
+    drop(theirs);
+    step(
+        "leave the pod's pid namespace",
+        sys::setns(own_pid_ns.as_fd(), libc::CLONE_NEWPID),
+    )?;
+    let holder = step("open the pod's pid namespace", sys::pidfd_open(pid))?;
+    let proc = Sent::receive(&ours).proc;
+    let mut said = [0; 1024];
+    match (
+        step("wait for pid 1", sys::read(ours.as_fd(), &mut said))?,
+        proc,
+    ) {
+        (0, Some(proc)) => Ok((pid, SharedPids { holder, proc })),
+        (n, _) => Err(format!(
+            "make pid 1 of the pod: {}",
+            String::from_utf8_lossy(&said[..n])
+        )),
     }
 }

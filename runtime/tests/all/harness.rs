@@ -3,7 +3,7 @@
 use k8s_cri::v1::{
     self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient, *,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -415,4 +415,64 @@ pub fn with_security(
         f(s);
     }
     c
+}
+
+/// The sandbox's Linux configuration.
+pub fn linux(pod: &mut PodSandboxConfig) -> &mut LinuxPodSandboxConfig {
+    pod.linux.as_mut().unwrap()
+}
+
+/// The sandbox's namespaces.
+pub fn sandbox_namespaces(pod: &mut PodSandboxConfig) -> &mut NamespaceOption {
+    let security = linux(pod).security_context.as_mut().unwrap();
+    security.namespace_options.as_mut().unwrap()
+}
+
+/// The words of a sandbox's refusal.
+pub async fn sandbox_refused(n: &mut Node, pod: &PodSandboxConfig) -> String {
+    let request = RunPodSandboxRequest {
+        config: Some(pod.clone()),
+        runtime_handler: String::new(),
+    };
+    let e = n.client.run_pod_sandbox(request).await;
+    e.expect_err("a sandbox that must be refused runs")
+        .message()
+        .to_string()
+}
+
+/// The words of a container's refusal.
+pub async fn create_refused(n: &mut Node, sandbox: &str, config: ContainerConfig) -> String {
+    let request = CreateContainerRequest {
+        pod_sandbox_id: sandbox.into(),
+        config: Some(config),
+        sandbox_config: None,
+    };
+    let e = n.client.create_container(request).await;
+    e.expect_err("a container that must be refused was made")
+        .message()
+        .to_string()
+}
+
+/// The container's writable layer, before it starts: what an image could hold.
+pub fn upper(n: &Node, id: &str) -> PathBuf {
+    n.config.root.join("containers").join(id).join("upper")
+}
+
+/// A host path in the container.
+pub fn volume(host: &Path, inside: &str) -> Mount {
+    Mount {
+        host_path: host.display().to_string(),
+        container_path: inside.into(),
+        ..Default::default()
+    }
+}
+
+/// A container whose processes may trace others.
+pub fn tracer(name: &str, script: &str) -> ContainerConfig {
+    with_security(shell(name, script), |s| {
+        s.capabilities = Some(Capability {
+            add_capabilities: vec!["SYS_PTRACE".into()],
+            ..Default::default()
+        });
+    })
 }

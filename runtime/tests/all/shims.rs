@@ -198,6 +198,7 @@ async fn a_stop_with_less_patience_does_not_wait_for_one_with_more() {
     let sandbox = n.run(&pod).await;
     let deaf = "trap 'touch /told' TERM; touch /ready; while :; do sleep 0.02; done";
     let id = n.sh(&sandbox, &pod, "c", deaf).await;
+    // A signal that comes before the trap is none to pid 1.
     n.out(&id, "while [ ! -e /ready ]; do sleep 0.02; done")
         .await;
     let (mut client, slow) = (n.client.clone(), id.clone());

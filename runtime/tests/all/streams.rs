@@ -241,3 +241,25 @@ async fn ports_of_the_pod_s_loopback_are_forwarded() {
     );
     n.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_is_the_container_s_own_whatever_became_of_its_dev() {
+    if skip() {
+        return;
+    }
+    let mut n = Node::start().await;
+    let mut pod = n.sandbox("tty");
+    let security = pod.linux.as_mut().unwrap().security_context.as_mut();
+    security.unwrap().privileged = true;
+    let sandbox = n.run(&pod).await;
+    let c = with_security(shell("tty", "sleep 1000"), |s| s.privileged = true);
+    let id = n.create(&sandbox, &pod, c).await;
+    n.start_container(&id).await.unwrap();
+    let change = "rm /dev/ptmx; ln -s /etc/passwd /dev/ptmx; mount -t tmpfs x /dev/pts; ln -s /etc/passwd /dev/pts/ptmx; mount --bind /etc/group /dev/null";
+    n.out(&id, change).await;
+    let url = exec_url(&mut n, &id, "[ -t 0 ] && echo a terminal", true, true).await;
+    let mut ws = Ws::open(&url, V5).await;
+    ws.until(1, "a terminal").await;
+    assert!(ws.until(3, "}").await.contains("Success"));
+    n.finish().await;
+}
