@@ -14,6 +14,8 @@ pub mod endpointslice;
 pub mod garbagecollector;
 pub mod history;
 pub mod job;
+#[cfg(test)]
+mod lagging_cache_tests;
 pub mod model;
 pub mod namespace;
 pub mod node_lifecycle;

@@ -338,7 +338,7 @@ pub struct Pending {
 }
 
 impl Pending {
-    fn expect(&self, key: &ObjectKey, action: &Action) {
+    pub(crate) fn expect(&self, key: &ObjectKey, action: &Action) {
         let now = Instant::now();
         match action {
             Action::Create { kind, object, .. } if kind.plural == "pods" => {
@@ -361,7 +361,7 @@ impl Pending {
         }
     }
 
-    fn failed(&self, key: &ObjectKey, action: &Action) {
+    pub(crate) fn failed(&self, key: &ObjectKey, action: &Action) {
         let mut all = self.by_owner.lock();
         let Some(w) = all.get_mut(key) else { return };
         match action {
