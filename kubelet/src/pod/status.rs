@@ -75,20 +75,26 @@ pub fn generate(s: &PodState, now: Timestamp) -> PodStatus {
         _ => {}
     }
 
-    let refused = failed.is_some()
+    let over = matches!(old.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let refused = (failed.is_some() || over)
         && s.view
             .as_ref()
             .is_some_and(|v| v.sandboxes.is_empty() && v.containers.is_empty())
         && old.container_statuses.is_none();
     if refused {
-        // Upstream's rejectPod: nothing of it ever was, so nothing is said of its containers.
+        // Upstream's rejectPod: nothing of it ever was, so nothing is said of its containers; nor by a kubelet that finds
+        // it so.
         return PodStatus {
             phase: Some(phase.into()),
             observed_generation: pod.metadata.generation,
             qos_class: Some(spec::qos_class(pod).into()),
-            start_time: Some(Time(whole_second(s.start_time))),
-            reason: failed.as_ref().map(|f| f.0.clone()),
-            message: failed.as_ref().map(|f| f.1.clone()),
+            start_time: Some(
+                old.start_time
+                    .clone()
+                    .unwrap_or(Time(whole_second(s.start_time))),
+            ),
+            reason: failed.as_ref().map(|f| f.0.clone()).or(old.reason),
+            message: failed.as_ref().map(|f| f.1.clone()).or(old.message),
             ..PodStatus::default()
         };
     }

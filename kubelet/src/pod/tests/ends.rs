@@ -91,3 +91,20 @@ fn a_full_disk_takes_the_dead_containers_of_an_ended_pod_but_not_its_status() {
     assert!(m.view.containers.is_empty());
     assert_eq!(m.status(), "Failed [Initialized] a=exit 3/0");
 }
+
+#[test]
+fn a_pod_that_was_refused_is_still_told_so_by_the_next_kubelet() {
+    let mut m = model(serde_json::json!({"containers": [{"name": "a"}]}));
+    let mut pod = (*m.state.pod).clone();
+    pod.status = serde_json::from_value(
+        serde_json::json!({"phase": "Failed", "reason": "SysctlForbidden", "message": "no"}),
+    )
+    .ok();
+    m.state = PodState::new(Arc::new(pod), vec![], "skiff", m.now);
+    m.begin();
+    assert_eq!(m.status(), "Failed []");
+    let status = m.state.status.clone().unwrap();
+    assert_eq!(status.reason.as_deref(), Some("SysctlForbidden"));
+    assert_eq!(status.message.as_deref(), Some("no"));
+    assert_eq!(status.container_statuses, None);
+}
