@@ -5,6 +5,7 @@ use anyhow::Result;
 
 mod api;
 mod batch;
+mod confinement;
 mod hostile_files;
 mod network;
 mod node_limits;
@@ -87,6 +88,14 @@ pub const TESTS: &[(&str, Test)] = &[
     (
         "capabilities_users_and_seccomp_are_as_asked",
         pods::security,
+    ),
+    (
+        "a_pod_that_would_become_the_node_is_refused_and_a_profile_of_the_node_holds",
+        confinement::refusals,
+    ),
+    (
+        "containers_that_share_processes_see_pid_1_without_any_right",
+        confinement::shared_processes,
     ),
     (
         "an_image_that_is_not_there_is_an_event",
