@@ -50,6 +50,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     let stop = CancellationToken::new();
     let supervisor = Supervisor::new(stop.clone());
     end_on_signals(stop.clone())?;
+    raise_open_files();
 
     // The pod network comes first: it gives a machine without any address one that pods can reach the API at.
     let pods = if args.disable_agent {
@@ -233,6 +234,23 @@ pub(crate) fn holds_containers_back(allow_missing: bool) -> Result<()> {
         Some(why) => bail!(
             "this machine cannot hold containers back: {why} (--allow-missing-isolation goes on all the same)"
         ),
+    }
+}
+
+/// Most files that the server opens; what container hosts commonly have, and containers inherit.
+const OPEN_FILES: u64 = 1 << 20;
+
+/// Raises the soft limit of open files: each connection is one, and shells start programs with 1,024.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.map_or(OPEN_FILES, |m| m.min(OPEN_FILES));
+    if limit.current.is_none_or(|soft| soft >= most) {
+        return;
+    }
+    limit.current = Some(most);
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(error = %e, "the limit of open files could not be raised: few connections are taken");
     }
 }
 

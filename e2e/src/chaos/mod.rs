@@ -169,6 +169,17 @@ fn containers_are_adopted() -> Result<()> {
         "pod/ends",
         "--timeout=30s",
     ])?;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", c.pid().context("a pid")?))?;
+    let files: Vec<&str> = limits
+        .lines()
+        .find(|l| l.starts_with("Max open files"))
+        .context("no limit")?
+        .split_whitespace()
+        .collect();
+    ensure!(
+        files[3] == files[4] || files[3] == "1048576",
+        "{files:?}: the soft limit is not raised"
+    );
     let id = |c: &Cluster| -> Result<String> {
         Ok(
             c.json(&["get", "pod", "stays"])?["status"]["containerStatuses"][0]["containerID"]

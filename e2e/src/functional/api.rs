@@ -337,15 +337,17 @@ pub fn rights_of_parts(c: &Cluster) -> Result<()> {
     if !may("get", &own, &[])? || !may("create", "events", &[])? {
         bail!("the node lacks what it needs");
     }
-    for (verb, what) in [
-        ("list", "secrets"),
-        ("get", "secrets/none"),
-        ("list", "pods"),
-        ("list", "nodes"),
-        ("create", "pods/exec"),
-        ("delete", &own),
+    for (verb, what, subresource) in [
+        ("list", "secrets", ""),
+        ("get", "secrets/none", ""),
+        ("list", "pods", ""),
+        ("list", "nodes", ""),
+        ("create", "pods/none", "exec"),
+        ("delete", &own, ""),
     ] {
-        if may(verb, what, &["-n", "kube-system"])? {
+        // kubectl reads `pods/exec` as the pod named exec.
+        let subresource = format!("--subresource={subresource}");
+        if may(verb, what, &["-n", "kube-system", &subresource])? {
             bail!("a node may {verb} {what}");
         }
     }

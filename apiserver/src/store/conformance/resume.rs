@@ -42,7 +42,9 @@ pub async fn watches_and_old_revisions_go_on_after_a_restart(open: Open<'_>, see
     drop((s, watch));
     let s = open();
     for after in start..=s.revision() {
-        let mut w = s.watch(PREFIX, after).expect("watch from before the restart");
+        let mut w = s
+            .watch(PREFIX, after)
+            .expect("watch from before the restart");
         let got: Vec<String> = w.ready().expect("ready").iter().map(|e| line(e)).collect();
         let want: Vec<&String> = told
             .iter()
