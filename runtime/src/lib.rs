@@ -322,12 +322,7 @@ pub async fn reset(config: &Config) -> Result<(), Error> {
         &config.root.join("containers"),
         &config.root.join("trash"),
     ] {
-        match std::fs::remove_dir_all(dir) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error(format!("remove {}", dir.display()))(e));
-            }
-            _ => {}
-        }
+        state::remove_dir(dir).map_err(io_error(format!("remove {}", dir.display())))?;
     }
     let _ = std::fs::remove_file(&config.socket);
     Ok(())

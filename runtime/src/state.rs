@@ -110,6 +110,21 @@ fn narrow_fd(dir: &OwnedFd, levels: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes a directory with all in it; one that is not there is fine. A shim that is just ending may put a last record into
+/// it meanwhile: then again, for two seconds at the most. Blocks.
+pub fn remove_dir(dir: &Path) -> io::Result<()> {
+    for left in (0..100).rev() {
+        match std::fs::remove_dir_all(dir) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty && left > 0 => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
 /// Replaces the file in one step.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     write(path, &serde_json::to_vec(value).map_err(io::Error::other)?)

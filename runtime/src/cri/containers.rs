@@ -196,11 +196,9 @@ impl Runtime {
 
     /// Removes the files and holds of a container that is in no table.
     pub(super) fn clean_container(&self, id: &str) {
-        let state = self.config.state.join("containers").join(id);
-        if let Err(e) = std::fs::remove_dir_all(&state)
-            && e.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %state.display(), error = %e, "cannot remove a container's directory");
+        let dir = self.config.state.join("containers").join(id);
+        if let Err(e) = state::remove_dir(&dir) {
+            tracing::warn!(path = %dir.display(), error = %e, "cannot remove a container's directory");
         }
         // A writable layer can be large: it is put aside at once and removed beside the call.
         let (layer, trash) = (

@@ -88,10 +88,7 @@ fn make_log_dir(dir: &Path) -> std::io::Result<()> {
 /// Removes a sandbox's directory with its mount. Not there is fine.
 pub(super) fn remove_files(dir: &Path) -> std::io::Result<()> {
     sys::umount_detach(&dir.join("shm"))?;
-    match std::fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
+    state::remove_dir(dir)
 }
 
 impl Sandbox {
