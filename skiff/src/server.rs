@@ -161,7 +161,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
         if on("service-proxy") {
             let settings = proxy_config(&node_name, cluster_cidr, service_cidr, dns)?;
             supervisor.spawn_essential(
-                "service proxy",
+                "service-proxy",
                 network::proxy::run(informers.clone(), settings, stop.clone()),
             );
         }
@@ -170,7 +170,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
                 .context("the address of the cluster's DNS")?;
             let settings = dns_config(&args, cluster_cidr, service_cidr, dns);
             supervisor.spawn_essential(
-                "cluster DNS",
+                "dns",
                 network::dns::run(informers.clone(), settings, stop.clone()),
             );
         }
@@ -206,7 +206,7 @@ pub async fn run(args: ServerArgs) -> Result<()> {
             let (images, archives) = (images.clone(), archives.clone());
             tokio::task::spawn_blocking(move || import(&images, &archives))
         });
-        supervisor.spawn_essential("container runtime", runtime.join());
+        supervisor.spawn_essential("container-runtime", runtime.join());
     }
     stop.cancelled().await;
     tracing::info!("stopping; containers keep running");
