@@ -7,6 +7,8 @@ KUBECTL=$(hack/kubectl.sh)
 export KUBECTL
 echo "kubectl: $KUBECTL"
 [ "$(id -u)" = 0 ] || echo "skipped: whatever needs containers, namespaces or mounts: this is not root"
+# Tests of one crate share a process, and some hold hundreds of connections open.
+ulimit -S -n 16384 2>/dev/null || true
 # One build for everything, the binary included (its package has an integration test).
 cargo test --workspace --no-run
 export SKIFF_BIN="$PWD/target/x86_64-unknown-linux-gnu/debug/skiff"

@@ -42,6 +42,7 @@ mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; mount -t tmpfs shm /dev/shm
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 hostname node; ip link set lo up
+ulimit -n 16384
 echo "kernel \$(uname -r), cgroup v2: \$(cat /sys/fs/cgroup/cgroup.controllers)"
 /all --nocapture $* 2>&1
 echo "vm-test ended with \$?"
